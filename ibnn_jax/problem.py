@@ -1,0 +1,113 @@
+"""One coupled system in the layout every solver uses: groups by neurons, y [G, n], lam and p [G, 1]."""
+
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.couplings import Coupling, Operator
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["y", "lam", "p", "op"], meta_fields=[])
+@dataclass(frozen=True)
+class Problem:
+    """z = y - lam B(z; p) for G independent groups of n neurons."""
+
+    y: Float[Array, "G n"]
+    lam: Float[Array, "G 1"]
+    p: Float[Array, "G 1"]
+    op: Operator
+
+    def residual(self, z: Float[Array, "G n"]) -> Float[Array, "G n"]:
+        """r(z) = y - lam B(z) - z = -grad E(z): zero at the solution, the Picard step elsewhere."""
+        return self.y - self.lam * self.op.bias(z, self.p) - z
+
+    def hessian(self, z, v):
+        """(I + lam DB(z)) v, the symmetric Hessian of the energy applied to v, [G, n]."""
+        return v + self.lam * self.op.jacobian(z, self.p, v)
+
+    def energy(self, z) -> Float[Array, "G"]:
+        """E(z) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i), [G] (Eq. 5)."""
+        return 0.5 * ((z - self.y) ** 2).sum(-1) - self.lam[:, 0] * self.op.potential(z, self.p)
+
+    @property
+    def unique(self):
+        """True where lam is below the uniqueness bound, [G]."""
+        return (self.lam < self.op.bound(self.p))[:, 0]
+
+    def tolerance(self, tol: float) -> Float[Array, "G"]:
+        """The stopping rule, per group: max|r| <= tol (1 + max|y| + |lam|), where tol is at least 4 eps."""
+        tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
+        return tol * (1 + jnp.abs(self.y).max(-1) + jnp.abs(self.lam[:, 0]))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to go from y with its own axes to groups [G, n] and back."""
+
+    batch: tuple[int, ...]  # sizes of the uncoupled axes, in order
+    event: tuple[int, ...]  # sizes of the coupled axes, in the coupling's order
+    axes: tuple[int, ...]  # the coupled axes of y, non-negative
+
+    def to_groups(self, y):
+        y = jnp.moveaxis(y, self.axes, range(-len(self.axes), 0))
+        return y.reshape(prod(self.batch), prod(self.event))
+
+    def from_groups(self, z):
+        z = z.reshape(*self.batch, *self.event)
+        return jnp.moveaxis(z, range(-len(self.axes), 0), self.axes)
+
+    def per_group(self, leaf):
+        """[G, ...] -> [*batch, ...]."""
+        return leaf.reshape(*self.batch, *leaf.shape[1:])
+
+
+def default_tol(dtype) -> float:
+    """1e-6 in float32, 1e-10 in float64."""
+    return 1e-10 if jnp.dtype(dtype).itemsize == 8 else 1e-6
+
+
+def bind(y, lam, p, coupling: Coupling) -> tuple[Problem, Layout]:
+    """Check the arguments and lay them out as a Problem; half precision y is solved in float32.
+
+    Raises:
+        ValueError: y is not a floating array, has too few axes or an empty group; lam or p is not real, does not
+            broadcast against y, varies along a coupled axis, or (when its value is known) p <= 0.
+    """
+    if not isinstance(coupling, Coupling):
+        raise ValueError(f"coupling must be ibnn_jax.Uniform, Window or Dense; got {type(coupling).__name__}")
+    y = jnp.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(f"y must have a floating dtype; got {y.dtype}. Convert it, e.g. y.astype(jnp.float32)")
+    axes = coupling.coupled_axes(y.ndim)
+    event = tuple(y.shape[a] for a in axes)
+    if y.size == 0:
+        raise ValueError(f"y of shape {y.shape} is empty: every coupled group needs at least one neuron, and y one group")
+    batch = tuple(s for a, s in enumerate(y.shape) if a not in axes)
+    layout = Layout(batch, event, axes)
+    op = coupling.bind(event)
+    dtype = jnp.promote_types(y.dtype, jnp.float32)
+    per_group = tuple(1 if a in axes else s for a, s in enumerate(y.shape))
+
+    def spread(name, value):
+        value = jnp.asarray(value)
+        if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+            raise ValueError(f"{name} must be real; got dtype {value.dtype}")
+        try:
+            value = jnp.broadcast_to(value.astype(dtype), per_group)
+        except ValueError:
+            raise ValueError(
+                f"{name} of shape {value.shape} must broadcast against y {y.shape} with size 1 on the coupled axes "
+                f"{axes}: one value per group, i.e. against {per_group}"
+            ) from None
+        return value.reshape(-1, 1)
+
+    if not isinstance(p, jax.core.Tracer) and (np.asarray(p) <= 0).any():
+        raise ValueError(f"p must be positive (it is the slope of sigma at the origin); got {p}")
+    lam, p = spread("lam", lam), spread("p", p)
+    return Problem(layout.to_groups(y.astype(dtype)), lam, p, op), layout

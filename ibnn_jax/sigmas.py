@@ -1,0 +1,59 @@
+"""The dendritic nonlinearity sigma and its primitive S (paper Eqs. 4, 5, 13, 14).
+
+Each is written for unit slope; a coupling uses sigma(p t) and S(p t) / p, so p is the slope at the origin.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Sigma:
+    """An odd, non-decreasing function sigma with sigma'(0) = 1 and an even, convex primitive S (S' = sigma).
+
+    Args:
+        value: elementwise t -> sigma(t).
+        primitive: elementwise t -> S(t), with S(0) = 0; only the energy uses it.
+        slope: elementwise t -> sigma'(t); found by forward differentiation when None.
+        max_slope: a bound on sigma' (1 for the sigmoids here); the uniqueness bound rests on it.
+        positive_definite: True if sigma' is a positive definite function (its Fourier transform is
+            non-negative), which doubles the uniqueness bound of a positive semidefinite coupling.
+    """
+
+    value: Callable[[Array], Array]
+    primitive: Callable[[Array], Array]
+    slope: Callable[[Array], Array] | None = None
+    max_slope: float = 1.0
+    positive_definite: bool = False
+
+    def derivative(self, t: Array) -> Array:
+        """sigma'(t), elementwise."""
+        if self.slope is not None:
+            return self.slope(t)
+        return jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
+
+
+def _log_cosh(t):
+    # log(cosh t) without overflow: |t| + log((1 + exp(-2|t|)) / 2).
+    a = jnp.abs(t)
+    return a + jnp.log1p(jnp.exp(-2 * a)) - jnp.log(2.0).astype(t.dtype)
+
+
+def _huber(t):
+    a = jnp.abs(t)
+    return jnp.where(a <= 1, 0.5 * t * t, a - 0.5)
+
+
+tanh = Sigma(jnp.tanh, _log_cosh, lambda t: 1 - jnp.tanh(t) ** 2, positive_definite=True)
+"""sigma(t) = tanh(t), S(t) = log cosh t: the paper's choice (Eqs. 13, 14)."""
+
+hard_tanh = Sigma(
+    lambda t: jnp.clip(t, -1, 1),
+    _huber,
+    lambda t: (jnp.abs(t) < 1).astype(t.dtype),
+)
+"""sigma(t) = min(max(t, -1), 1), S = Huber's function: used in the paper's memorisation analysis."""
