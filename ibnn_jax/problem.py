@@ -68,8 +68,8 @@ class Layout:
 
 
 def default_tol(dtype) -> float:
-    """1e-6 in float32, 1e-10 in float64."""
-    return 1e-10 if jnp.dtype(dtype).itemsize == 8 else 1e-6
+    """1e-6 in float32, 1e-11 in float64."""
+    return 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
 
 
 def bind(y, lam, p, coupling: Coupling) -> tuple[Problem, Layout]:

@@ -1,0 +1,115 @@
+"""The only solver loop: it counts, stops, freezes finished groups and notices non-finite values."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.problem import Problem
+from ibnn_jax.solution import Result, Solution, Stats
+
+State = Any  # a pytree with the fields z and r (the residual at z), every leaf led by the group axis G
+
+
+class Solver(ABC):
+    """An algorithm for z = y - lam B(z). It only steps; `iterate` owns the loop."""
+
+    @abstractmethod
+    def init(self, problem: Problem, z: Float[Array, "G n"]) -> State:
+        """The state at the start z, its residual evaluated."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State, active: Bool[Array, "G"], unrolled: bool) -> State:
+        """One step. Groups not active may return anything: the loop discards it.
+
+        unrolled: True when reverse-mode differentiation runs through the step, so no while_loop on differentiated values.
+        """
+
+
+class Simple(NamedTuple):
+    """The state of a solver without memory."""
+
+    z: Float[Array, "G n"]
+    r: Float[Array, "G n"]
+
+
+def collapsed_start(problem: Problem) -> Float[Array, "G n"]:
+    """Where to start: m + (y - m) / (1 - lam p) for lam <= 0, with m what each neuron sees on average; y for lam > 0.
+
+    The first is the solution of the linearised equation under uniform coupling; undamped Newton from it needs a
+    handful of steps where it fails from y. For lam > 0 the iterates descend from y (|z - y| <= lam).
+    """
+    mean = problem.op.average(problem.y)
+    shrunk = mean + (problem.y - mean) / (1 - jnp.minimum(problem.lam, 0) * problem.p)
+    return jnp.where(problem.lam <= 0, shrunk, problem.y)
+
+
+def select(mask: Bool[Array, "G"], new, old):
+    """Per group, new where mask and old elsewhere; by jnp.where, so that NaN cannot leak from the one not taken."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+class _Carry(NamedTuple):
+    step: Array
+    state: State
+    norm: Float[Array, "G"]
+    steps: Array
+    active: Bool[Array, "G"]
+    trace: Array | None
+
+
+def iterate(
+    solver: Solver,
+    problem: Problem,
+    start: Float[Array, "G n"] | None = None,
+    *,
+    tol: float,
+    max_steps: int,
+    trace: bool = False,
+    unrolled: bool = False,
+) -> Solution:
+    """Run a solver until every group meets `problem.tolerance(tol)`, fails, or max_steps is reached.
+
+    A group with a NaN or infinity in y, lam or p is set aside at once and gets NaN back; the others do not notice.
+    With unrolled=True the loop is a scan of exactly max_steps steps, through which reverse mode differentiates.
+    """
+    parts = (problem.y, problem.lam, problem.p)
+    valid = jnp.stack([jnp.isfinite(x).all(-1) for x in parts]).all(0)
+    y, lam, p = (jnp.where(valid[:, None], x, fill) for x, fill in zip(parts, (0, 0, 1)))
+    problem = Problem(y, lam, p, problem.op)
+    threshold = problem.tolerance(tol)
+    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start, y))
+
+    def norm_of(state):
+        return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
+
+    norm = norm_of(state)
+    history = jnp.zeros((len(y), max_steps + 1), y.dtype).at[:, 0].set(norm) if trace else None
+    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(y), jnp.int32), valid & (norm > threshold), history)
+
+    def body(carry):
+        state = select(carry.active, solver.step(problem, carry.state, carry.active, unrolled), carry.state)
+        norm = norm_of(state)
+        history = None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
+        # Not "norm > threshold": a NaN residual must leave the loop too, and be found below.
+        active = carry.active & (norm > threshold)
+        return _Carry(carry.step + 1, state, norm, carry.steps + carry.active, active, history)
+
+    if unrolled:
+        carry = jax.lax.scan(lambda c, _: (body(c), None), carry, length=max_steps)[0]
+    else:
+        carry = jax.lax.while_loop(lambda c: (c.step < max_steps) & c.active.any(), body, carry)
+
+    finite = valid & jnp.isfinite(carry.norm) & jnp.isfinite(carry.state.z).all(-1)
+    converged = finite & (carry.norm <= threshold)
+    code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
+    code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
+    history = carry.trace
+    if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
+        history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
+    value = jnp.where(finite[:, None], carry.state.z, jnp.nan)
+    residual = jnp.where(finite, carry.norm, jnp.nan)
+    return Solution(value, code.astype(jnp.int32), Stats(carry.steps, residual, converged, history))

@@ -1,0 +1,61 @@
+"""Preconditioned conjugate gradients for many independent symmetric systems at once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+
+class LinearSolution(NamedTuple):
+    x: Float[Array, "G n"]
+    residual: Float[Array, "G"]  # max_i |b - A x|_i, from the recurrence
+    steps: Int[Array, "G"]
+    ok: Bool[Array, "G"]  # residual within tol, and no direction of non-positive curvature was met
+
+
+def conjugate_gradient(
+    matvec: Callable[[Array], Array],
+    b: Float[Array, "G n"],
+    inverse_diagonal: Float[Array, "G n"],
+    *,
+    tol: Float[Array, "G"],
+    max_steps: int,
+    active: Bool[Array, "G"],
+) -> LinearSolution:
+    """Solve A x = b per group from x = 0, A symmetric positive definite, until max|b - A x| <= tol (absolute).
+
+    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite.
+    Groups not active are left at x = 0. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
+    """
+
+    def dot(a, b):
+        return (a * b).sum(-1)
+
+    def body(carry):
+        k, x, r, d, rho, active, ok, steps = carry
+        ad = matvec(d)
+        curvature = dot(d, ad)
+        good = active & (curvature > 0)
+        alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
+        x, r = x + alpha * d, r - alpha * ad
+        q = inverse_diagonal * r
+        rho_new = dot(r, q)
+        beta = jnp.where(good, rho_new / jnp.where(good, rho, 1), 0)[:, None]
+        d = jnp.where(good[:, None], q + beta * d, d)
+        return k + 1, x, r, d, jnp.where(good, rho_new, rho), good & (jnp.abs(r).max(-1) > tol), ok & (good | ~active), steps + good
+
+    d = inverse_diagonal * b
+    active = active & (jnp.abs(b).max(-1) > tol)
+    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.ones_like(active), jnp.zeros(len(b), jnp.int32))
+    _, x, r, *_, ok, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & c[5].any(), body, carry)
+    residual = jnp.abs(r).max(-1)
+    return LinearSolution(x, residual, steps, ok & (residual <= tol))
+
+
+def inverse_diagonal(problem, z):
+    """1 / (1 - lam d_i), the inverse of what dominates the diagonal of the Hessian; 1 where that is not safely positive."""
+    diagonal = 1 - problem.lam * problem.op.kernel(z, problem.p)
+    return jnp.where(diagonal > 0.05, 1 / jnp.where(diagonal > 0.05, diagonal, 1), 1)
