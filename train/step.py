@@ -1,0 +1,177 @@
+"""The compiled functions of a run: initial state, one epoch, evaluation; every one over all seeds at once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import ibnn_jax
+
+
+class State(NamedTuple):
+    """What training changes, each array with a leading axis of seeds."""
+
+    params: nnx.State  # what the gradient is taken of
+    rest: nnx.State  # batch-norm statistics; lam when it is not trained
+    momentum: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Jitted functions, S the number of seeds; each compiles once per shape of its arguments.
+
+    init(keys [S]) -> State
+    adopt(state, twin) -> state with the twin's weights and statistics, its momentum as it was; twin is of the SM twin
+    epoch(state, rate [], keys [S], images, labels) -> state, losses [S, steps], correct [S] (of steps * batch images)
+    evaluate(state, images, labels) -> dict of loss [S], correct [S], lam [S, n], and for implicit layers
+        solver_steps, solver_steps_max, solver_residual_max, solver_converged [S, layers]
+    """
+
+    init: Callable
+    adopt: Callable
+    epoch: Callable
+    evaluate: Callable
+    parameters: int  # trained numbers in one network
+
+
+def build_model(config, image_shape, classes, key, implicit):
+    """The UCN a config describes, with the initial values of this key."""
+    solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
+               "anderson": "Anderson", "broyden": "Broyden"}
+    solver = "auto" if config.solver == "auto" else getattr(ibnn_jax, solvers[config.solver])()
+    adjoint = None if config.adjoint == "implicit" else getattr(ibnn_jax, config.adjoint.capitalize())()
+    axes = {"channel": (-3, -2), "layer": (-3, -2, -1), "pixel": (-1,)}
+    if config.coupling in axes:
+        coupling = ibnn_jax.Uniform(axes=axes[config.coupling])
+    else:
+        coupling = ibnn_jax.Window(size=tuple(int(side) for side in config.coupling.split("x")))
+    return ibnn_jax.UCN(
+        image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
+        lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
+        constraint=None if config.constraint == "none" else config.constraint,
+        solver=solver, adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+    )
+
+
+def build_optimizer(config):
+    """Clipped gradients through momentum; the step is minus the rate times what comes out, as in PyTorch's SGD."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.trace(decay=config.momentum))
+
+
+def build(config, image_shape, classes, implicit):
+    """The Program of a resolved config. Runs that differ in their inputs only share one, and its compiled code."""
+    return _build(config.compiled_part(), tuple(image_shape), classes, implicit)
+
+
+@functools.lru_cache(maxsize=8)
+def _build(config, image_shape, classes, implicit):
+    dtype = jnp.float64 if config.x64 else jnp.float32
+    optimizer = build_optimizer(config)
+
+    def split(model):
+        return nnx.split(model, nnx.Param, ...)
+
+    structure = {kind: split(nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), kind)))[0]
+                 for kind in {implicit, False}}
+
+    def merge(params, rest, implicit=implicit):
+        return nnx.merge(structure[implicit], params, rest, copy=True)
+
+    def pixels(images):
+        return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
+
+    def cross_entropy(logits, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels)
+
+    def init(key):
+        _, params, rest = split(build_model(config, image_shape, classes, key, implicit))
+        floating = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        params, rest = jax.tree.map(floating, (params, rest))
+        return State(params, rest, optimizer.init(params))
+
+    def adopt(state, twin):
+        model = merge(state.params, state.rest)
+        ibnn_jax.transfer(merge(twin.params, twin.rest, implicit=False), model)
+        return State(*split(model)[1:], state.momentum)
+
+    def train_step(state, rate, images, labels):
+        def loss(params):
+            model = merge(params, state.rest)
+            model.train()
+            logits = model(pixels(images))
+            correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
+            return cross_entropy(logits, labels).mean(), (correct, split(model)[2])
+
+        (value, (correct, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        direction, momentum = optimizer.update(gradient, state.momentum, state.params)
+        params = jax.tree.map(lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction)
+        model = merge(params, rest)
+        ibnn_jax.project(model)
+        return State(*split(model)[1:], momentum), (value, correct)
+
+    def epoch(state, rate, key, images, labels):
+        size = len(labels)
+        batch = min(config.batch_size, size)
+        steps = -(-size // batch)
+        order = jax.random.permutation(key, size)
+        # The last batch is filled up from the front of the order: every image is seen, every batch has one shape.
+        batches = order[jnp.arange(steps * batch) % size].reshape(steps, batch)
+        state, (losses, correct) = jax.lax.scan(lambda s, rows: train_step(s, rate, images[rows], labels[rows]), state, batches)
+        return state, losses, correct.sum()
+
+    def evaluate(state, images, labels):
+        size = len(labels)
+        batch = min(config.eval_batch_size, size)
+        batches = jnp.arange(-(-size // batch) * batch).reshape(-1, batch)
+        model = merge(state.params, state.rest)
+        model.eval()
+
+        def one(rows):
+            real = rows < size  # the last batch is padded with the first image, which then does not count
+            rows = jnp.where(real, rows, 0)
+            logits, stats = model(pixels(images[rows]), return_stats=True)
+            found = {
+                "loss": jnp.where(real, cross_entropy(logits, labels[rows]), 0).sum(),
+                "correct": (real & (logits.argmax(-1) == labels[rows])).sum(dtype=jnp.int32),
+            }
+            over = lambda reduce, field: jnp.stack([
+                reduce(jnp.where(real[:, None], getattr(s, field).reshape(batch, -1), 0)) for s in stats])
+            if stats:
+                found["groups"] = jnp.stack([real.sum() * (s.steps.size // batch) for s in stats])
+                found["solver_steps"] = over(lambda x: x.sum(dtype=jnp.int32), "steps")
+                found["solver_converged"] = over(lambda x: x.sum(dtype=jnp.int32), "converged")
+                found["solver_steps_max"] = over(jnp.max, "steps")
+                found["solver_residual_max"] = over(jnp.max, "residual")
+            return found
+
+        found = jax.lax.map(one, batches)
+        total = {name: value.max(0) if name.endswith("max") else value.sum(0) for name, value in found.items()}
+        total["loss"] = total["loss"] / size
+        if "groups" in total:
+            groups = total.pop("groups")
+            total |= {name: total[name].astype(dtype) / groups for name in ("solver_steps", "solver_converged")}
+        lams = model.lams()
+        if lams:
+            total["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
+        return total
+
+    def compiled(function, seeds):
+        """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
+        def traced(*args):
+            with jax.default_matmul_precision(None if config.precision == "bfloat16" else config.precision):
+                return jax.vmap(function, in_axes=seeds)(*args)
+        traced.__name__ = function.__name__
+        return jax.jit(traced)
+
+    shapes = jax.eval_shape(init, jax.random.key(0)).params
+    return Program(
+        init=compiled(init, 0), adopt=compiled(adopt, 0), epoch=compiled(epoch, (0, None, 0, None, None)),
+        evaluate=compiled(evaluate, (0, None, None)), parameters=sum(x.size for x in jax.tree.leaves(shapes)),
+    )
