@@ -15,7 +15,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The latest Snapshot of one model of one run, in a folder of its own: array name -> numpy array.
 
-    save(snapshot); restore(template) -> Snapshot or None; close(). Use it in a with statement.
+    Use it in a with statement.
     """
 
     def __init__(self, folder):
@@ -39,11 +39,15 @@ class Checkpoints:
         if self.epoch != snapshot.epoch:
             self._manager.save(snapshot.epoch, args=ocp.args.StandardSave(_named(snapshot)))
 
+    def arrays(self):
+        """The latest Snapshot as it is on disk: name -> numpy array."""
+        return self._manager.restore(self.epoch, args=ocp.args.StandardRestore())
+
     def restore(self, template):
         """The latest Snapshot, of the template's structure; None without one. ValueError if it is of another structure."""
         if self.epoch is None:
             return None
-        found, wanted = self._manager.restore(self.epoch, args=ocp.args.StandardRestore()), _named(template)
+        found, wanted = self.arrays(), _named(template)
         wrong = sorted(set(found) ^ set(wanted)) or [n for n in wanted if found[n].shape != wanted[n].shape or found[n].dtype != wanted[n].dtype]
         if wrong:
             raise ValueError(f"the checkpoint in {self.folder} was not made by this program: {', '.join(wrong[:5])} differ; "
@@ -51,6 +55,7 @@ class Checkpoints:
         tree = _tree(template)
         leaves = [np.asarray(found[name]) for name in _names(tree)]
         values = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        values["history"] = {name: values["history"][name] for name in template.history}  # jax.tree sorts dictionaries
         return dataclasses.replace(template, epoch=int(values.pop("epoch")), **values)
 
 

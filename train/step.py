@@ -162,16 +162,18 @@ def _build(config, image_shape, classes, implicit):
             total["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
         return total
 
-    def compiled(function, seeds):
+    def compiled(function, seeds, **options):
         """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
         def traced(*args):
             with jax.default_matmul_precision(None if config.precision == "bfloat16" else config.precision):
                 return jax.vmap(function, in_axes=seeds)(*args)
         traced.__name__ = function.__name__
-        return jax.jit(traced)
+        return jax.jit(traced, compiler_options=options)
 
+    # Random numbers run once here and take seconds to optimise on a CPU.
+    unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return Program(
-        init=compiled(init, 0), adopt=compiled(adopt, 0), epoch=compiled(epoch, (0, None, 0, None, None)),
+        init=compiled(init, 0, **unoptimised), adopt=compiled(adopt, 0), epoch=compiled(epoch, (0, None, 0, None, None)),
         evaluate=compiled(evaluate, (0, None, None)), parameters=sum(x.size for x in jax.tree.leaves(shapes)),
     )
