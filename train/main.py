@@ -1,7 +1,9 @@
 """The command `python -m train`: train, resume or, if it is all there already, show the results of a run."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import signal
 import sys
@@ -15,6 +17,19 @@ class Stopped(BaseException):
     """A signal asked the run to stop; what was finished is saved."""
 
 
+class Refused(Exception):
+    """The user's to mend: it is shown without a traceback."""
+
+
+@contextlib.contextmanager
+def refusing(*kinds):
+    """Errors of these kinds are the user's to mend here."""
+    try:
+        yield
+    except kinds as error:
+        raise Refused(error) from error
+
+
 def main(arguments=None):
     """Run the command line; returns the exit status: 0, 1 after an error, 128 + the signal when stopped by one."""
     config = configs.parse(arguments).resolved()
@@ -22,15 +37,17 @@ def main(arguments=None):
     caught = []
     handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with folder.held():
+        with contextlib.ExitStack() as stack:
+            with refusing(ValueError, OSError):
+                stack.enter_context(folder.held())
             if folder.finished():
                 print(f"This run is finished already; delete {folder.path} to train it again.\n")
             else:
                 _run(config, folder, caught)
             _show(folder)
         return 0
-    except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
         return 1
     except Stopped as stop:
         print(f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.", file=sys.stderr)
@@ -42,8 +59,6 @@ def main(arguments=None):
 
 def _leave(status):
     """End now: a normal exit would wait for the epoch that the device is still working on."""
-    import os
-
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -57,10 +72,11 @@ def _run(config, folder, caught):
     from train import checkpoint, loop, plots
 
     say = (lambda *_: None) if config.quiet else (lambda text: print(text, flush=True))
-    dataset = loop.prepare(config)
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
-    counts = {model: loop.parameters(config, dataset, model) for model in models}
-    folder.check_setup(_setup(config, dataset, counts))
+    with refusing(ValueError, OSError, ImportError):
+        dataset = loop.prepare(config)
+        counts = {model: loop.parameters(config, dataset, model) for model in models}
+        folder.check_setup(_setup(config, dataset, counts))
     say(f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
         f"{'x'.join(map(str, dataset.image_shape))}; UCN({config.layers},{config.channels}), {config.seeds} seeds, on "
         f"{jax.devices()[0].device_kind}; results in {folder.path}")
@@ -97,7 +113,8 @@ def _run(config, folder, caught):
                 poll()
 
             single = dataclasses.replace(config, model=model)
-            snapshots[model] = loop.train(single, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
+            with refusing(loop.NonFiniteLoss):
+                snapshots[model] = loop.train(single, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
             saved.save(snapshots[model])
 
     folder.rewrite(snapshots)
