@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; assert (3, 11) <= sys.version_info[:2]' 2>/dev/null && { echo $$p; break; }; done)
 # Where a demo run goes: the same folder again shows the finished run.
 OUT ?= runs/demo
-PYTEST_ARGS ?= -n 2 -q
+# A file's tests share compiled code, so they stay together.
+PYTEST_ARGS ?= -n 2 --dist loadfile -q
 
 .PHONY: demo test lint clean
 

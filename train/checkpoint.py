@@ -48,7 +48,8 @@ class Checkpoints:
         if self.epoch is None:
             return None
         found, wanted = self.arrays(), _named(template)
-        wrong = sorted(set(found) ^ set(wanted)) or [n for n in wanted if found[n].shape != wanted[n].shape or found[n].dtype != wanted[n].dtype]
+        kind = lambda array: (array.shape, array.dtype)
+        wrong = sorted(set(found) ^ set(wanted)) or [n for n in wanted if kind(found[n]) != kind(wanted[n])]
         if wrong:
             raise ValueError(f"the checkpoint in {self.folder} was not made by this program: {', '.join(wrong[:5])} differ; "
                              "train into another folder (--out), or delete it")

@@ -80,8 +80,7 @@ class Config:
             if choices and getattr(self, field.name) not in choices:
                 raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {getattr(self, field.name)!r}")
         if self.dataset == "arrows":
-            raise ValueError("dataset 'arrows' is a set of points in the plane and a UCN needs images; call train.data.arrows() "
-                             "for the points themselves")
+            raise ValueError("dataset must be a set of images, and 'arrows' are points in the plane; train.data.arrows() makes them")
         if self.dataset not in DATASETS and not self.dataset.endswith(".npz"):
             raise ValueError(f"dataset must be one of {', '.join(DATASETS)} or the path of an .npz file, not {self.dataset!r}")
         window = self.coupling.split("x")
@@ -159,8 +158,8 @@ def _check_type(name, value, wanted):
 
 def parser():
     """The command line: one option for every field of Config, nothing else."""
-    made = argparse.ArgumentParser(prog="python -m train", allow_abbrev=False, description=__doc__.splitlines()[0] and
-                                   "Train an ensemble of IBNN networks, of standard networks, or of both.")
+    made = argparse.ArgumentParser(prog="python -m train", allow_abbrev=False,
+                                   description="Train an ensemble of IBNN networks, of standard networks, or of both.")
     for field in dataclasses.fields(Config):
         kind, _ = _types(Config)[field.name]
         shown = "" if field.default is None else f" (default: {field.default})"
@@ -168,7 +167,8 @@ def parser():
         if kind is bool:
             extra["action"] = argparse.BooleanOptionalAction
         else:
-            extra |= {"type": kind, "choices": field.metadata["choices"], "metavar": None if field.metadata["choices"] else kind.__name__.upper()}
+            choices = field.metadata["choices"]
+            extra |= {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
         made.add_argument("--" + field.name.replace("_", "-"), **extra)
     return made
 

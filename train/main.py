@@ -69,7 +69,7 @@ def _run(config, folder, caught):
 
     if config.x64:
         jax.config.update("jax_enable_x64", True)
-    from train import checkpoint, loop, plots
+    from train import loop, plots
 
     say = (lambda *_: None) if config.quiet else (lambda text: print(text, flush=True))
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
@@ -83,44 +83,48 @@ def _run(config, folder, caught):
 
     snapshots = {}
     for model in models:
-        last = None
-
-        with checkpoint.Checkpoints(folder / "checkpoints" / model) as saved:
-            def poll():
-                if caught:
-                    if last is not None:
-                        saved.save(last)
-                    raise Stopped(f"{model}, {saved.epoch or 0} of {config.epochs} epochs are saved in {folder.path}")
-
-            def resume(template):
-                nonlocal last
-                last = saved.restore(template)
-                folder.rewrite(snapshots | ({model: last} if last else {}))
-                if last:
-                    say(f"{model}: going on after epoch {last.epoch} of {config.epochs}")
-                return last
-
-            saved_at = time.monotonic()
-
-            def on_epoch(snapshot):
-                nonlocal last, saved_at
-                last = snapshot
-                folder.append(model, snapshot)
-                say(_progress(config, model, snapshot))
-                if time.monotonic() - saved_at >= config.checkpoint_seconds:
-                    saved.save(snapshot)
-                    saved_at = time.monotonic()
-                poll()
-
-            single = dataclasses.replace(config, model=model)
-            with refusing(loop.NonFiniteLoss):
-                snapshots[model] = loop.train(single, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
-            saved.save(snapshots[model])
+        snapshots[model] = _train(dataclasses.replace(config, model=model), dataset, folder, snapshots, caught, say)
 
     folder.rewrite(snapshots)
     picture = plots.curves([folder.path], folder / "curves.png")
     results = records.summarize(records.read(folder.path))
     records.write_json(folder / "summary.json", {"results": results, "picture": picture.name} | records.read_json(folder / "setup.json"))
+
+
+def _train(config, dataset, folder, before, caught, say):
+    """Train one model, from its checkpoint if there is one; before: {model: Snapshot} of those that are finished."""
+    from train import checkpoint, loop
+
+    model, last, saved_at = config.model, None, time.monotonic()
+    with checkpoint.Checkpoints(folder / "checkpoints" / model) as saved, refusing(loop.NonFiniteLoss):
+
+        def resume(template):
+            nonlocal last
+            last = saved.restore(template)
+            folder.rewrite(before | ({model: last} if last else {}))  # drops lines of epochs that no checkpoint holds
+            if last:
+                say(f"{model}: going on after epoch {last.epoch} of {config.epochs}")
+            return last
+
+        def on_epoch(snapshot):
+            nonlocal last, saved_at
+            last = snapshot
+            folder.append(model, snapshot)
+            say(_progress(config, model, snapshot))
+            if time.monotonic() - saved_at >= config.checkpoint_seconds:
+                saved.save(snapshot)
+                saved_at = time.monotonic()
+            poll()
+
+        def poll():
+            if caught:
+                if last is not None:
+                    saved.save(last)
+                raise Stopped(f"{model}, {saved.epoch or 0} of {config.epochs} epochs are saved in {folder.path}")
+
+        snapshot = loop.train(config, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
+        saved.save(snapshot)
+    return snapshot
 
 
 def _setup(config, dataset, parameters):

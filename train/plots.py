@@ -13,7 +13,7 @@ import numpy as np
 from train.records import read_all
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib import pyplot as plt  # noqa: E402, the backend comes first
 
 COLOURS = ("#3b6fb6", "#d1495b", "#66a182", "#8d6a9f", "#edae49", "#555555")
 
@@ -33,7 +33,8 @@ def curves(folders, out):
             style = ("-", "--", "-.", ":")[layer % 4]
             _band(lam, values["lam"][:, :, layer], colour, f"{name}, layer {layer + 1}", style=style)
             _band(steps, values["solver_steps"][:, :, layer], colour, f"{name}, layer {layer + 1}", style=style)
-    for axis, title in ((accuracy, "accuracy, %"), (loss, "cross-entropy"), (lam, "lam"), (steps, "solver steps, mean per group, test images")):
+    titles = {accuracy: "accuracy, %", loss: "cross-entropy", lam: "lam", steps: "solver steps, mean per group, test images"}
+    for axis, title in titles.items():
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if axis.has_data():

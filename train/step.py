@@ -78,8 +78,10 @@ def _build(config, image_shape, classes, implicit):
     def split(model):
         return nnx.split(model, nnx.Param, ...)
 
-    structure = {kind: split(nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), kind)))[0]
-                 for kind in {implicit, False}}
+    def abstract(implicit):
+        return nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), implicit))
+
+    structure = {kind: split(abstract(kind))[0] for kind in {implicit, False}}
 
     def merge(params, rest, implicit=implicit):
         return nnx.merge(structure[implicit], params, rest, copy=True)
