@@ -31,6 +31,7 @@ class Operator(ABC):
 
     sigma: Sigma
     shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
+    weight: float | Array = 1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
 
     @abstractmethod
     def pair_sum(self, f: Pair, z: Float[Array, "G n"], p: Float[Array, "G 1"], v=None) -> Float[Array, "G n"]:
@@ -57,10 +58,6 @@ class Operator(ABC):
     def kernel(self, z, p, v=None):
         """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)), [G, n]; v = None gives d = K 1."""
         return self.pair_sum(lambda t, p: p * self.sigma.derivative(p * t), z, p, v)
-
-    def jacobian(self, z, p, v):
-        """DB(z) v = K v - d v, [G, n] (Eq. 31)."""
-        return self.kernel(z, p, v) - self.kernel(z, p) * v
 
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""

@@ -40,10 +40,12 @@ def collapsed_start(problem: Problem) -> Float[Array, "G n"]:
     """Where to start: m + (y - m) / (1 - lam p) for lam <= 0, with m what each neuron sees on average; y for lam > 0.
 
     The first is the solution of the linearised equation under uniform coupling; undamped Newton from it needs a
-    handful of steps where it fails from y. For lam > 0 the iterates descend from y (|z - y| <= lam).
+    handful of steps where it fails from y. It is shifted to the mean of y, which a solution has because w is symmetric
+    (sum_i B_i = 0); steps along the residual keep it there. For lam > 0 the iterates descend from y (|z - y| <= lam).
     """
     mean = problem.op.average(problem.y)
     shrunk = mean + (problem.y - mean) / (1 - jnp.minimum(problem.lam, 0) * problem.p)
+    shrunk += (problem.y - shrunk).mean(-1, keepdims=True)
     return jnp.where(problem.lam <= 0, shrunk, problem.y)
 
 
@@ -61,34 +63,39 @@ class _Carry(NamedTuple):
     trace: Array | None
 
 
-def iterate(
+def iterate(solver: Solver, problem: Problem, start: Float[Array, "G n"] | None = None, **options) -> Solution:
+    """`run` without the final state."""
+    return run(solver, problem, start, **options)[0]
+
+
+def run(
     solver: Solver,
     problem: Problem,
     start: Float[Array, "G n"] | None = None,
     *,
     tol: float,
     max_steps: int,
+    where: Bool[Array, "G"] | None = None,
     trace: bool = False,
     unrolled: bool = False,
-) -> Solution:
+) -> tuple[Solution, State]:
     """Run a solver until every group meets `problem.tolerance(tol)`, fails, or max_steps is reached.
 
     A group with a NaN or infinity in y, lam or p is set aside at once and gets NaN back; the others do not notice.
-    With unrolled=True the loop is a scan of exactly max_steps steps, through which reverse mode differentiates.
+    Groups outside `where` stay at the start and take no step. With unrolled=True the loop is a scan of exactly
+    max_steps steps, through which reverse mode differentiates. Returns the Solution and the solver's last state.
     """
-    parts = (problem.y, problem.lam, problem.p)
-    valid = jnp.stack([jnp.isfinite(x).all(-1) for x in parts]).all(0)
-    y, lam, p = (jnp.where(valid[:, None], x, fill) for x, fill in zip(parts, (0, 0, 1)))
-    problem = Problem(y, lam, p, problem.op)
+    problem, valid = problem.sanitised()
     threshold = problem.tolerance(tol)
-    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start, y))
+    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start, problem.y))
 
     def norm_of(state):
         return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
 
     norm = norm_of(state)
-    history = jnp.zeros((len(y), max_steps + 1), y.dtype).at[:, 0].set(norm) if trace else None
-    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(y), jnp.int32), valid & (norm > threshold), history)
+    history = jnp.zeros((len(norm), max_steps + 1), norm.dtype).at[:, 0].set(norm) if trace else None
+    active = valid & (norm > threshold) & (True if where is None else where)
+    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(norm), jnp.int32), active, history)
 
     def body(carry):
         state = select(carry.active, solver.step(problem, carry.state, carry.active, unrolled), carry.state)
@@ -103,13 +110,23 @@ def iterate(
     else:
         carry = jax.lax.while_loop(lambda c: (c.step < max_steps) & c.active.any(), body, carry)
 
-    finite = valid & jnp.isfinite(carry.norm) & jnp.isfinite(carry.state.z).all(-1)
-    converged = finite & (carry.norm <= threshold)
-    code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
-    code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
     history = carry.trace
     if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
         history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
-    value = jnp.where(finite[:, None], carry.state.z, jnp.nan)
-    residual = jnp.where(finite, carry.norm, jnp.nan)
-    return Solution(value, code.astype(jnp.int32), Stats(carry.steps, residual, converged, history))
+    solution = package(problem, valid, carry.state.z, carry.norm, carry.norm <= threshold, carry.steps, history)
+    return solution, carry.state
+
+
+def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:
+    """Name the outcome of each group; NaN in z and residual where it is not finite."""
+    finite = valid & jnp.isfinite(residual) & jnp.isfinite(z).all(-1)
+    converged = finite & met
+    code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
+    code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
+    z, residual = jnp.where(finite[:, None], z, jnp.nan), jnp.where(finite, residual, jnp.nan)
+    return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
+
+
+def run_if(condition: Bool[Array, ""], f, x):
+    """f(x) if condition else x. Unlike `jax.lax.cond`, it stays lazy under vmap: f runs only if some lane needs it."""
+    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), f(c[1])), (condition, x))[1]

@@ -24,15 +24,17 @@ def conjugate_gradient(
     tol: Float[Array, "G"],
     max_steps: int,
     active: Bool[Array, "G"],
+    weight: Float[Array, "G n"] | float = 1.0,
 ) -> LinearSolution:
     """Solve A x = b per group from x = 0, A symmetric positive definite, until max|b - A x| <= tol (absolute).
 
     A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite.
-    Groups not active are left at x = 0. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
+    Groups not active are left at x = 0. `weight` >= 0 defines the inner product sum_i weight_i a_i b_i in which A is
+    symmetric, where that is not the plain one. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
     """
 
     def dot(a, b):
-        return (a * b).sum(-1)
+        return (weight * a * b).sum(-1)
 
     def body(carry):
         k, x, r, d, rho, active, ok, steps = carry
@@ -53,9 +55,3 @@ def conjugate_gradient(
     _, x, r, *_, ok, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & c[5].any(), body, carry)
     residual = jnp.abs(r).max(-1)
     return LinearSolution(x, residual, steps, ok & (residual <= tol))
-
-
-def inverse_diagonal(problem, z):
-    """1 / (1 - lam d_i), the inverse of what dominates the diagonal of the Hessian; 1 where that is not safely positive."""
-    diagonal = 1 - problem.lam * problem.op.kernel(z, problem.p)
-    return jnp.where(diagonal > 0.05, 1 / jnp.where(diagonal > 0.05, diagonal, 1), 1)

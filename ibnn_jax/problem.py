@@ -1,5 +1,6 @@
 """One coupled system in the layout every solver uses: groups by neurons, y [G, n], lam and p [G, 1]."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ibnn_jax.couplings import Coupling, Operator
 
@@ -27,13 +28,25 @@ class Problem:
         """r(z) = y - lam B(z) - z = -grad E(z): zero at the solution, the Picard step elsewhere."""
         return self.y - self.lam * self.op.bias(z, self.p) - z
 
-    def hessian(self, z, v):
-        """(I + lam DB(z)) v, the symmetric Hessian of the energy applied to v, [G, n]."""
-        return v + self.lam * self.op.jacobian(z, self.p, v)
+    def hessian(self, z) -> tuple[Callable[[Array], Array], Float[Array, "G n"]]:
+        """(v -> (I + lam DB(z)) v, 1 / its dominant diagonal 1 - lam d): the Hessian of the energy (Eqs. 28, 31).
+
+        The diagonal is replaced by 1 where it is not safely positive, which happens only past the uniqueness bound.
+        """
+        diagonal = 1 - self.lam * self.op.kernel(z, self.p)
+        safe = jnp.where(diagonal > 0.05, diagonal, 1)
+        return lambda v: diagonal * v + self.lam * self.op.kernel(z, self.p, v), 1 / safe
 
     def energy(self, z) -> Float[Array, "G"]:
         """E(z) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i), [G] (Eq. 5)."""
         return 0.5 * ((z - self.y) ** 2).sum(-1) - self.lam[:, 0] * self.op.potential(z, self.p)
+
+    def sanitised(self) -> tuple["Problem", Bool[Array, "G"]]:
+        """(this problem with groups that hold NaN or infinity replaced by y = 0, lam = 0, p = 1; which groups do not)."""
+        parts = (self.y, self.lam, self.p)
+        valid = jnp.stack([jnp.isfinite(x).all(-1) for x in parts]).all(0)
+        y, lam, p = (jnp.where(valid[:, None], x, fill) for x, fill in zip(parts, (0, 0, 1)))
+        return Problem(y, lam, p, self.op), valid
 
     @property
     def unique(self):

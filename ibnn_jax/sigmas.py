@@ -22,6 +22,7 @@ class Sigma:
         max_slope: a bound on sigma' (1 for the sigmoids here); the uniqueness bound rests on it.
         positive_definite: True if sigma' is a positive definite function (its Fourier transform is
             non-negative), which doubles the uniqueness bound of a positive semidefinite coupling.
+        smooth: False if sigma' jumps; MeanField, which interpolates, then stands aside.
     """
 
     value: Callable[[Array], Array]
@@ -29,12 +30,17 @@ class Sigma:
     slope: Callable[[Array], Array] | None = None
     max_slope: float = 1.0
     positive_definite: bool = False
+    smooth: bool = True
 
     def derivative(self, t: Array) -> Array:
         """sigma'(t), elementwise."""
         if self.slope is not None:
             return self.slope(t)
         return jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
+
+    def curvature(self, t: Array) -> Array:
+        """sigma''(t), elementwise."""
+        return jax.jvp(self.derivative, (t,), (jnp.ones_like(t),))[1]
 
 
 def _log_cosh(t):
@@ -55,5 +61,6 @@ hard_tanh = Sigma(
     lambda t: jnp.clip(t, -1, 1),
     _huber,
     lambda t: (jnp.abs(t) < 1).astype(t.dtype),
+    smooth=False,
 )
 """sigma(t) = min(max(t, -1), 1), S = Huber's function: used in the paper's memorisation analysis."""

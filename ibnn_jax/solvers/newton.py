@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ibnn_jax.iterate import Simple, Solver, select
-from ibnn_jax.linear import conjugate_gradient, inverse_diagonal
+from ibnn_jax.linear import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Newton(Solver):
     the secant rule on the slope r.delta, which needs no energy values (these drown in rounding near the solution).
 
     Past the bound the aim is the solution that descent reaches from z = y. There each step is the Picard step,
-    which for lam > 0 is the convex-concave procedure and lowers E from anywhere, until p max|r| < 0.1;
+    which for lam > 0 is the convex-concave procedure and lowers E from anywhere, until p max|r| < 0.01;
     then Newton finishes, unless it meets negative curvature or fails to reduce the residual.
 
     Args:
@@ -42,22 +42,22 @@ class Newton(Solver):
         z, r = state
         unique = problem.unique
         norm = jnp.abs(r).max(-1)
-        newton = unique | (norm * problem.p[:, 0] < 0.1)
+        newton = unique | (norm * problem.p[:, 0] < 0.01)
 
         def solve(matvec, b):
             tol = self.linear_tol * jnp.abs(b).max(-1)
             found = conjugate_gradient(
-                matvec, b, preconditioner, tol=tol, max_steps=self.linear_steps, active=active & newton
+                matvec, b, preconditioner, tol=tol, max_steps=self.linear_steps, active=active & newton,
+                weight=problem.op.weight,
             )
             return found.x, found.ok
 
-        preconditioner = inverse_diagonal(problem, jax.lax.stop_gradient(z))
+        hessian, preconditioner = problem.hessian(z)
+        preconditioner = jax.lax.stop_gradient(preconditioner)
         if unrolled:  # lets reverse mode differentiate the linear solve, not its iterations
-            delta, ok = jax.lax.custom_linear_solve(
-                lambda v: problem.hessian(z, v), r, solve, symmetric=True, has_aux=True
-            )
+            delta, ok = jax.lax.custom_linear_solve(hessian, r, solve, symmetric=True, has_aux=True)
         else:
-            delta, ok = solve(lambda v: problem.hessian(z, v), r)
+            delta, ok = solve(hessian, r)
         # An inner solve stopped early still gives a descent direction below the bound; past it, only a good one counts.
         newton &= ok | unique
         delta = select(newton, delta, r)
@@ -69,12 +69,12 @@ class Newton(Solver):
 
     def _line_search(self, problem, z, r, delta, newton, active):
         unique = problem.unique
-        slope = (r * delta).sum(-1)
+        slope = (problem.op.weight * r * delta).sum(-1)
 
         def attempt(k, scale, picard):
             candidate = z + scale[:, None] * select(picard, r, delta)
             r_new = problem.residual(candidate)
-            ratio = (r_new * delta).sum(-1) / jnp.where(slope == 0, 1, slope)
+            ratio = (problem.op.weight * r_new * delta).sum(-1) / jnp.where(slope == 0, 1, slope)
             overshot = unique & (ratio < -0.1)
             useless = ~unique & ~picard & (jnp.abs(r_new).max(-1) >= jnp.abs(r).max(-1))
             return _Attempt(k + 1, candidate, r_new, scale, picard, active & overshot, active & useless, ratio)

@@ -1,0 +1,78 @@
+"""Gradient descent on the energy with a step size that adapts and satisfies Armijo's condition."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.iterate import Solver, select
+
+
+@dataclass(frozen=True)
+class GradientDescent(Solver):
+    """z <- z + tau r(z), r = -grad E (paper Eq. 12), with tau from Barzilai and Borwein and tested before it is taken.
+
+    Armijo's condition, E(z + tau r) <= E(z) - c tau |r|^2, is never tested by energies, whose difference drowns in
+    rounding near the solution. It is implied, for c <= 1/2, by each of
+
+    - tau <= 1 / L, L the largest possible curvature of E;
+    - E convex (lam <= 0) and r(z + tau r).r >= c |r|^2: the slope at the far end still points downhill.
+
+    A trial that meets neither is dropped: that step leaves z where it is and cuts tau to `shrink` of the secant estimate
+    of the minimum on the line. An accepted one sets the next tau to that estimate, within [1 / L, 1].
+    For lam > 0, L = 1 and tau is 1 throughout: every step is accepted and is the Picard step, so the
+    solution reached is the one that descent from the start leads to, past the uniqueness bound too.
+
+    Args:
+        armijo: c, in (0, 1/2].
+        shrink: factor in (0, 1) on the secant estimate after a rejected trial.
+
+    Raises:
+        ValueError: an option outside its range.
+
+    References: Barzilai and Borwein, Two-point step size gradient methods (1988); Hager and Zhang, A new conjugate
+    gradient method with guaranteed descent (2005), for line searches by slopes.
+    """
+
+    armijo: float = 0.1
+    shrink: float = 0.8
+
+    def __post_init__(self):
+        if not 0 < self.armijo <= 0.5:
+            raise ValueError(f"GradientDescent: armijo must be in (0, 0.5]; got {self.armijo!r}")
+        if not 0 < self.shrink < 1:
+            raise ValueError(f"GradientDescent: shrink must be in (0, 1); got {self.shrink!r}")
+
+    def init(self, problem, z):
+        return _State(z, problem.residual(z), _shortest(problem))
+
+    def step(self, problem, state, active, unrolled):
+        z, r, tau = state
+        shortest = _shortest(problem)
+        trial = z + tau * r
+        r_trial = problem.residual(trial)
+
+        fixed, fixed_trial = jax.lax.stop_gradient((r, r_trial))
+        square = (fixed * fixed).sum(-1, keepdims=True)
+        slope = (fixed * fixed_trial).sum(-1, keepdims=True)
+        accept = (tau <= shortest) | (slope >= self.armijo * square)
+        # |r|^2 - slope = tau r.Hr for some Hessian H between z and the trial.
+        bend = square - slope
+        secant = jnp.where(bend > 0, tau * square / jnp.where(bend > 0, bend, 1), 1)
+        tau = jnp.clip(jnp.where(accept, secant, self.shrink * secant), shortest, 1)
+        kept = select(accept[:, 0], (trial, r_trial), (z, r))
+        return _State(*kept, tau)
+
+
+def _shortest(problem):
+    """1 / L, with L = 1 - min(lam, 0) / bound: 0 <= -DB(z) <= 1 / bound at every z (`uniqueness_bound`)."""
+    return 1 / (1 - jnp.minimum(problem.lam, 0) / problem.op.bound(problem.p))
+
+
+class _State(NamedTuple):
+    z: Float[Array, "G n"]
+    r: Float[Array, "G n"]
+    tau: Float[Array, "G 1"]
