@@ -45,7 +45,8 @@ def collapsed_start(problem: Problem) -> Float[Array, "G n"]:
     """
     mean = problem.op.average(problem.y)
     shrunk = mean + (problem.y - mean) / (1 - jnp.minimum(problem.lam, 0) * problem.p)
-    shrunk += (problem.y - shrunk).mean(-1, keepdims=True)
+    weight = jnp.broadcast_to(problem.op.weight, shrunk.shape)
+    shrunk += (weight * (problem.y - shrunk)).sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
     return jnp.where(problem.lam <= 0, shrunk, problem.y)
 
 

@@ -1,11 +1,13 @@
 """Equally spaced nodes that stand for many neurons: interpolation, its transpose, and sums over nodes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -36,6 +38,23 @@ class Grid(NamedTuple):
         return Place(cell, position - cell, self)
 
 
+    def spectrum(self, f: Callable[[Array], Array], p: Float[Array, "G 1"]) -> Array:
+        """The transform of t -> f(p t) that `correlate` multiplies by, [G, size + 1] complex.
+
+        On equally spaced nodes the matrix f(p (t_l - t_j)) is Toeplitz, so its products are convolutions.
+        """
+        shift = np.fft.fftfreq(2 * self.size, 1 / (2 * self.size)).astype(np.int32)
+        return jnp.fft.rfft(f(-p * self.step * shift.astype(self.step.dtype)))
+
+    def transform(self, v: Float[Array, "G m"]) -> Array:
+        """v, zero padded, in the frequency domain."""
+        return jnp.fft.rfft(v, 2 * self.size)
+
+    def correlate(self, product: Array) -> Float[Array, "G m"]:
+        """From `spectrum(f, p) * transform(v)` to sum_l f(p (t_l - t_j)) v_l at each node j."""
+        return jnp.fft.irfft(product, 2 * self.size)[:, : self.size]
+
+
 class Place(NamedTuple):
     """Where n points lie among the nodes: the cell's left node, and the fraction of the cell to its right."""
 
@@ -47,10 +66,11 @@ class Place(NamedTuple):
         return jnp.take_along_axis(table, self.cell + offset, axis=1, mode="promise_in_bounds")
 
     def linear(self, values: Float[Array, "G m"]) -> Float[Array, "G n"]:
+        """f at the points by linear interpolation."""
         return (1 - self.u) * self._gather(values, 0) + self.u * self._gather(values, 1)
 
     def hermite(self, values: Float[Array, "G m"], slopes: Float[Array, "G m"]):
-        """(f, f') at the points, from f and f' at the nodes."""
+        """(f, f') at the points by cubic interpolation, from f and f' at the nodes."""
         h, u = self.grid.step, self.u
         f0, f1 = self._gather(values, 0), self._gather(values, 1)
         g0, g1 = h * self._gather(slopes, 0), h * self._gather(slopes, 1)
@@ -60,25 +80,30 @@ class Place(NamedTuple):
         slope = rise + (1 - 2 * u) * ((1 - u) * a + u * b) + u * (1 - u) * (b - a)
         return f, slope / h
 
-    def spread_linear(self, v: Float[Array, "G n"]) -> Float[Array, "G m"]:
-        """sum_k v_k g(x_k) = sum_j rho_j g(t_j), exact for linear g: the transpose of `linear`."""
-        return self._scatter([(0, (1 - self.u) * v), (1, self.u * v)])
+    def spread_linear(self, *weights: Float[Array, "G n"]) -> list[Float[Array, "G m"]]:
+        """For each v, rho with sum_k v_k g(x_k) = sum_j rho_j g(t_j), exact for linear g: transposed `linear`."""
+        sums = self._moments([moment for v in weights for moment in (v, v * self.u)])
+        return [zeroth - first + _shift(first) for zeroth, first in zip(sums[::2], sums[1::2])]
 
-    def spread(self, v: Float[Array, "G n"] | float) -> tuple[Array, Array]:
+    def spread(self, v: Float[Array, "G n"]) -> tuple[Array, Array]:
         """(rho, mu) with sum_k v_k g(x_k) = sum_j rho_j g(t_j) + mu_j g'(t_j), exact for cubic g: transposed `hermite`."""
-        u, w = self.u, 1 - self.u
-        bump = u * w * v
-        right = (u * u * (3 - 2 * u)) * v
-        rho = self._scatter([(0, v - right), (1, right)])
-        mu = self._scatter([(0, bump * w), (1, -bump * u)])
-        return rho, self.grid.step * mu
+        u = self.u
+        m0, m1, m2, m3 = self._moments([v, v * u, v * u * u, v * u * u * u])
+        right, tail = 3 * m2 - 2 * m3, m3 - m2
+        return m0 - right + _shift(right), self.grid.step * (m1 - m2 + tail + _shift(tail))
 
-    def _scatter(self, parts):
-        rows = jnp.arange(len(self.cell))[:, None]
-        total = jnp.zeros((len(self.cell), self.grid.size), self.u.dtype)
-        for offset, v in parts:
-            total = total.at[rows, self.cell + offset].add(v, mode="promise_in_bounds")
-        return total
+    def _moments(self, columns: list[Float[Array, "G n"]]) -> list[Float[Array, "G m"]]:
+        """Each column summed over the points of every cell, at the cell's left node: one scatter for all of them."""
+        groups, size = self.grid.nodes.shape
+        index = (self.cell + size * jnp.arange(groups)[:, None]).reshape(-1)
+        values = jnp.stack(columns, -1).reshape(-1, len(columns))
+        total = jnp.zeros((groups * size, len(columns)), values.dtype).at[index].add(values, mode="promise_in_bounds")
+        return list(jnp.moveaxis(total.reshape(groups, size, len(columns)), -1, 0))
+
+
+def _shift(v):
+    """What belongs to the right node of each cell, moved there; the last node has no cell."""
+    return jnp.pad(v, ((0, 0), (1, 0)))[:, :-1]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["shape", "sigma"])

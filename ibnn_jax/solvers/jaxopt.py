@@ -17,7 +17,8 @@ from ibnn_jax.solvers.picard import precondition, step_sizes
 _KNOWN = {
     "FixedPointIteration": ("fixed_point_fun", {}),
     "AndersonAcceleration": ("fixed_point_fun", {}),
-    "Broyden": ("fun", {"history_size": 10}),  # jaxopt's default keeps as many terms as it may take steps
+    # jaxopt keeps as many terms as it may take steps, and its line search slows most of these cases down.
+    "Broyden": ("fun", {"history_size": 50, "stepsize": 1.0}),
 }
 _OURS = {"fun", "fixed_point_fun", "has_aux", "maxiter", "tol", "jit", "unroll", "verbose"}
 
