@@ -45,7 +45,7 @@ def collapsed_start(problem: Problem) -> Float[Array, "G n"]:
     """
     mean = problem.op.average(problem.y)
     shrunk = mean + (problem.y - mean) / (1 - jnp.minimum(problem.lam, 0) * problem.p)
-    weight = jnp.broadcast_to(problem.op.weight, shrunk.shape)
+    weight = jnp.broadcast_to(jnp.asarray(problem.op.weight, shrunk.dtype), shrunk.shape)
     shrunk += (weight * (problem.y - shrunk)).sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
     return jnp.where(problem.lam <= 0, shrunk, problem.y)
 
@@ -128,6 +128,16 @@ def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Sol
     return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
 
 
-def run_if(condition: Bool[Array, ""], f, x):
-    """f(x) if condition else x. Unlike `jax.lax.cond`, it stays lazy under vmap: f runs only if some lane needs it."""
-    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), f(c[1])), (condition, x))[1]
+def run_if(condition: Bool[Array, ""], f, x, *operands):
+    """f(x, *operands) if condition else x, for an f that is rarely needed and costs much.
+
+    Unlike `jax.lax.cond` it stays lazy under vmap: f runs only if some lane needs it. What f computes from must come
+    through the operands: tied to the loop's flag, it cannot be hoisted out of the loop and computed always.
+    """
+
+    def body(carry):
+        flag, x = carry
+        flag, *tied = jax.lax.optimization_barrier((flag, *operands))
+        return jnp.logical_not(flag), f(x, *tied)
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, x))[1]

@@ -76,7 +76,7 @@ class Anderson(Solver):
         length = jnp.where(length > 0, length, 1)  # a slot not yet filled: its column is zero, and so its gamma
         unit = dg / length[:, :, None]
         ridge = max(self.ridge, 10 * float(jnp.finfo(g.dtype).eps))
-        gram = jnp.einsum("gmn,gkn->gmk", unit, unit) + ridge * jnp.eye(self.window, dtype=g.dtype)
+        gram = jnp.einsum("gmn,gkn->gmk", unit, unit) + ridge * jnp.eye(self.window, dtype=g.dtype)[None]
         return _solve(gram, jnp.einsum("gmn,gn->gm", unit, g)) / length
 
 
