@@ -221,7 +221,8 @@ def _any_order(options, adjoint, problem):
     def solve_root(_, start):
         del start
         solution, _ = _forward(options, jax.lax.stop_gradient(problem), False)
-        return solution.value, solution.stats
+        # custom_root wants tangents of one dtype with its auxiliary output, which integers lack.
+        return solution.value, jax.tree.map(lambda a: a.astype(start.dtype), solution.stats)
 
     def solve_linear(hessian, v):
         tol = adjoint_tol(adjoint, v.dtype) * jnp.abs(v).max(-1)
@@ -233,9 +234,11 @@ def _any_order(options, adjoint, problem):
 
         return jax.lax.custom_linear_solve(hessian, v, cg, symmetric=True)
 
-    return jax.lax.custom_root(
+    z, (steps, residual, converged, _) = jax.lax.custom_root(
         lambda z: -problem.residual(z), jax.lax.stop_gradient(problem.y), solve_root, solve_linear, has_aux=True
     )
+    steps, converged = jax.lax.stop_gradient((steps.astype(jnp.int32), converged > 0))
+    return z, Stats(steps, jax.lax.stop_gradient(residual), converged)
 
 
 def _restore(solution: Solution, layout, dtype) -> Solution:

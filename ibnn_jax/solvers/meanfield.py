@@ -130,14 +130,14 @@ class MeanField(Solver):
         residual = jnp.abs(state.r).max(-1) + self.error(problem, state.field)
         coarse = valid & ~(residual <= threshold)
 
-        def pairwise(carry):
+        def pairwise(carry, problem, coarse):
             z, residual, steps = carry
             found = iterate(Newton(), problem, z, tol=tol, max_steps=max_steps, where=coarse)
             return select(coarse, (found.value, found.stats.residual, steps + found.stats.steps), carry)
 
         carry = (state.z, residual, solution.stats.steps)
         if problem.y.shape[1] <= self.polish:
-            carry = run_if(coarse.any(), pairwise, carry)
+            carry = run_if(coarse.any(), pairwise, carry, problem, coarse)
         z, residual, steps = carry
         solution = package(problem, valid, z, residual, residual <= threshold, steps)
         return solution, Kept(state.field, state.diagonal, coarse)
@@ -168,11 +168,15 @@ class MeanField(Solver):
         )
         exact = valid & (kept.exact | lost)
 
-        def pairwise(carry):
-            u = solve_adjoint_groups(problem, z, jnp.where(exact[:, None], v_safe, 0), options).value
+        def pairwise(carry, problem, z, v, exact):
+            u = solve_adjoint_groups(problem, z, jnp.where(exact[:, None], v, 0), options).value
             return select(exact, jax.vjp(lambda problem: problem.residual(z), problem)[1](u)[0], carry)
 
-        gradient = run_if(exact.any(), pairwise, through_nodes) if z.shape[1] <= self.polish else through_nodes
+        gradient = through_nodes
+        if z.shape[1] <= self.polish:
+            gradient = run_if(exact.any(), pairwise, gradient, problem, z, v_safe, exact)
+        else:
+            valid &= ~exact  # too large for the pairwise solve: lost, and said so
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
     def _adjoint(self, problem, kept, v, options):
