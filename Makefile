@@ -14,7 +14,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile -q
 .PHONY: demo test lint clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/python -m train --dataset digits --model both --seeds 5 --epochs 80 --out $(OUT)
+	$(VENV)/bin/python -m train --dataset digits --model both --seeds 5 --epochs 40 --solver meanfield --out $(OUT)
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

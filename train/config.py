@@ -38,7 +38,7 @@ class Config:
     p: float = option(10.0, "steepness of the coupling's tanh(p t)")
     lam: float | None = option(None, "initial lam of every layer; default: drawn from N(0, 1e-3)")
     train_lam: bool = option(True, "train lam, or keep it at its initial value")
-    constraint: str = option("unique", "bound on a trained lam, applied after every update: at most 0.95 of the bound "
+    constraint: str = option("unique", "bound on a trained lam, applied at the start and after every update: at most 0.95 of the bound "
                              "under which the solution is unique; at most 0; or none", CONSTRAINTS)
     coupling: str = option("channel", "who is coupled: 'channel' (each map by itself, as in the paper), 'layer' (all maps of an "
                            "image), 'pixel' (the channels at one pixel), or a local window such as '5x5'")

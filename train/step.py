@@ -93,7 +93,9 @@ def _build(config, image_shape, classes, implicit):
         return optax.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels)
 
     def init(key):
-        _, params, rest = split(build_model(config, image_shape, classes, key, implicit))
+        model = build_model(config, image_shape, classes, key, implicit)
+        ibnn_jax.project(model)  # an initial lam outside its bound would do harm before the first update
+        _, params, rest = split(model)
         floating = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
         params, rest = jax.tree.map(floating, (params, rest))
         return State(params, rest, optimizer.init(params))
