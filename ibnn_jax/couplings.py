@@ -134,14 +134,14 @@ class DenseOperator(Operator):
         return self.w.sum(-1).max()
 
     def pair_sum(self, f, z, p, v=None):
-        terms = self.w.astype(z.dtype) * f(z[:, None, :] - z[:, :, None], p[:, :, None])
+        terms = self.w.astype(z.dtype)[None] * f(z[:, None, :] - z[:, :, None], p[:, :, None])
         if v is not None:
             terms = terms * v[:, None, :]
         return terms.sum(-1)
 
     def average(self, v):
         w = self.w.astype(v.dtype)
-        total = w.sum(-1)
+        total = w.sum(-1)[None]
         return jnp.where(total > 0, v @ w.T / jnp.where(total > 0, total, 1), v)
 
 

@@ -219,15 +219,13 @@ def _any_order(options, adjoint, problem):
     """The same z by `jax.lax.custom_root`, whose derivatives are linear solves that can be differentiated again."""
 
     def solve_root(_, start):
-        del start
         solution, _ = _forward(options, jax.lax.stop_gradient(problem), False)
         # custom_root wants tangents of one dtype with its auxiliary output, which integers lack.
         return solution.value, jax.tree.map(lambda a: a.astype(start.dtype), solution.stats)
 
     def solve_linear(hessian, v):
-        tol = adjoint_tol(adjoint, v.dtype) * jnp.abs(v).max(-1)
-
         def cg(matvec, b):
+            tol = adjoint_tol(adjoint, b.dtype) * jnp.abs(b).max(-1)
             return conjugate_gradient(
                 matvec, b, jnp.ones_like(b), tol=tol, max_steps=adjoint.max_steps, active=jnp.isfinite(tol)
             ).x
