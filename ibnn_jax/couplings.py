@@ -34,8 +34,16 @@ class Operator(ABC):
     weight: float | Array = 1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
 
     @abstractmethod
+    def _pair_sum(self, f: Pair, z, p, v):
+        """`pair_sum` without its safeguard."""
+
     def pair_sum(self, f: Pair, z: Float[Array, "G n"], p: Float[Array, "G 1"], v=None) -> Float[Array, "G n"]:
-        """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None."""
+        """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
+
+        The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute the n x n kernel once and keep it.
+        """
+        tied = jax.lax.optimization_barrier((z, p) if v is None else (z, p, v))
+        return self._pair_sum(f, *tied, *([None] if v is None else []))
 
     @abstractmethod
     def average(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
@@ -77,7 +85,7 @@ class UniformOperator(Operator):
     row_sum = 1.0
     psd = True
 
-    def pair_sum(self, f, z, p, v=None):
+    def _pair_sum(self, f, z, p, v):
         terms = f(z[:, None, :] - z[:, :, None], p[:, :, None])  # XLA fuses this into the reduction
         if v is not None:
             terms = terms * v[:, None, :]
@@ -107,7 +115,7 @@ class WindowOperator(Operator):
                 window = np.s_[:, a : a + height, b : b + width]
                 yield padded[window], inside[window]
 
-    def pair_sum(self, f, z, p, v=None):
+    def _pair_sum(self, f, z, p, v):
         centre = z.reshape(-1, *self.shape)
         weights = self._neighbours(jnp.ones_like(z) if v is None else v)
         total = jnp.zeros_like(centre)
@@ -133,7 +141,7 @@ class DenseOperator(Operator):
     def row_sum(self):
         return self.w.sum(-1).max()
 
-    def pair_sum(self, f, z, p, v=None):
+    def _pair_sum(self, f, z, p, v):
         terms = self.w.astype(z.dtype)[None] * f(z[:, None, :] - z[:, :, None], p[:, :, None])
         if v is not None:
             terms = terms * v[:, None, :]

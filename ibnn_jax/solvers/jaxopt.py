@@ -68,6 +68,8 @@ class FromJaxopt(Solver):
     def init(self, problem, z):
         start = lambda z, y, lam, p: self._build(problem.op, y, lam, p, False).init_state(z)
         inner = jax.vmap(start)(z, problem.y, problem.lam, problem.p)
+        # Some of jaxopt's arrays have the default dtype, float64 under x64, whatever that of z.
+        inner = jax.tree.map(lambda x: x.astype(z.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, inner)
         return _State(z, problem.residual(z), inner)
 
     def step(self, problem, state, active, unrolled):

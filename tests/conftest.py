@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests; float64 is enabled, and a test of float32 asks for it by dtype."""
+
+import os
+from pathlib import Path
+
+# The tests are many small programs: compiling them takes far longer than running them. Read when jax starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+import jax
+import numpy as np
+import pytest
+
+from ibnn_jax import Uniform, Window
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def strict_ranks():
+    """Arrays of different rank must be broadcast explicitly."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+GOLDEN = {  # file -> its coupling
+    "dense_D16": Uniform((-1,)),
+    "conv_C3_8x8_perchannel": Uniform((-2, -1)),
+    "conv_C3_8x8_local5x5": Window((5, 5), axes=(-2, -1)),
+}
+
+
+class Golden:
+    """One reference file with its grid spelled out: y, v, z, dL_dy [seed, lam, p, *event]; lam, p with size 1 on event."""
+
+    def __init__(self, name):
+        with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as data:
+            arrays = {k: data[k] for k in data.files}
+        self.name, self.coupling = name, GOLDEN[name]
+        self.z, self.dL_dy, self.dL_dlam, self.dL_dp = (arrays[k] for k in ("z", "dL_dy", "dL_dlam", "dL_dp"))
+        self.grid = self.z.shape[:3]
+        self.y, self.v = (np.broadcast_to(arrays[k][:, None, None], self.z.shape) for k in ("y", "v"))
+        ones = (1,) * (self.z.ndim - 3)
+        self.lam = np.broadcast_to(arrays["lam"].reshape(1, -1, 1, *ones), (*self.grid, *ones))
+        self.p = np.broadcast_to(arrays["p"].reshape(1, 1, -1, *ones), (*self.grid, *ones))
+
+
+@pytest.fixture(scope="session", params=list(GOLDEN))
+def golden(request):
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def golden_of():
+    """name -> Golden, for tests that need one file."""
+    return Golden

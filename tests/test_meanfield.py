@@ -1,0 +1,134 @@
+"""The mean-field solver and solver="auto" against the exact pairwise equation, in float64 and float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ibnn_jax as ib
+
+N = 196
+P = np.array([1.0, 3.0, 10.0, 30.0])
+LAM = np.array([-20.0, -5.0, -2.0, -0.5, -0.05, 0.0])
+
+
+def inputs(n=N):
+    """normal, wide, with ties, constant, and like a picture: a large constant background."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=n)
+    return np.stack([y, 4 * y, np.where(rng.random(n) < 2 / 3, -0.3, y), np.full(n, 1.3), np.where(rng.random(n) < 0.5, 0, 8 * y)])
+
+
+def grid():
+    """y [kind, lam, p, n] with lam, p [1, lam, p, 1]: lam up to 0.9 of the bound."""
+    lam = np.concatenate([np.broadcast_to(LAM[:, None], (len(LAM), len(P))), (0.9 / P)[None]])[None, :, :, None]
+    y = inputs()[:, None, None, :]
+    return np.broadcast_to(y, (len(y), *lam.shape[1:3], N)), lam, P[None, None, :, None]
+
+
+def true_residual(z, y, lam, p):
+    bias = jax.lax.map(lambda a: jnp.tanh(a[1] * (a[0][None, :] - a[0][:, None])).mean(-1), (z.reshape(-1, N), jnp.broadcast_to(p, (*z.shape[:-1], 1)).reshape(-1, 1, 1)))
+    return y - lam * bias.reshape(z.shape) - z
+
+
+@pytest.fixture(scope="module")
+def exact():
+    y, lam, p = grid()
+    return jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=ib.Newton()))(jnp.asarray(y))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
+    y, lam, p = grid()
+    found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,))))(jnp.asarray(y, dtype))
+    assert exact.stats.converged.all() and exact.stats.steps.max() <= 10
+    assert found.stats.converged.all() and (found.result == ib.Result.CONVERGED).all()
+    assert found.value.dtype == dtype
+    z = found.value.astype(jnp.float64)
+    assert float(jnp.abs(z - exact.value).max()) < 1e-3
+    residual = jnp.abs(true_residual(z, y, lam, p)).max(-1)
+    tolerance = 2e-5 * (1 + abs(y).max(-1) + abs(lam[..., 0]))
+    assert (np.asarray(residual) <= 1.5 * tolerance + 1e-5).all()
+
+
+def test_the_knob_takes_it_to_1e_minus_5(exact):
+    y, lam, p = grid()
+    solver = ib.MeanField(nodes=512)
+    found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=solver, tol=2e-7))(jnp.asarray(y))
+    assert found.stats.converged.all()
+    assert float(jnp.abs(found.value - exact.value).max()) < 1e-5
+
+
+def test_error_falls_with_the_fourth_power_of_the_nodes():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(4, 500)))
+    exact = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=ib.Newton()).value
+    errors = []
+    for nodes in (32, 64, 128):
+        solver = ib.MeanField(nodes=nodes, polish=1)  # no pairwise finish: the nodes alone
+        found = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=solver, tol=1e-9)
+        errors.append(float(jnp.abs(found.value - exact).max()))
+        assert (found.stats.residual > 1e-9).all()  # and it says what it could not reach
+    assert errors[1] < errors[0] / 8 and errors[2] < errors[1] / 8 and errors[2] < 2e-5
+
+
+def test_a_large_group_that_misses_the_tolerance_is_reported():
+    y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
+    found = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(nodes=16, polish=100))
+    assert found.result[0] == ib.Result.MAX_STEPS and not found.stats.converged[0]
+    finished = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(nodes=16))
+    assert finished.stats.converged[0]
+
+
+def test_gradients_match_the_exact_adjoint():
+    rng = np.random.default_rng(1)
+    y, v = jnp.asarray(rng.normal(size=(2, 6, N)))
+    lam = jnp.array([-2.0, -0.5, -0.05, -0.01, 0.05, 0.08])[:, None]
+
+    def gradients(solver):
+        loss = lambda y, lam, p: (v * ib.implicit_bias(y, lam, p, ib.Uniform((-1,)), solver=solver)).sum()
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(y, lam, jnp.full((6, 1), 10.0))
+
+    for found, exact in zip(gradients(ib.MeanField()), gradients(ib.Newton())):
+        scale = jnp.abs(exact).max(-1, keepdims=True)
+        assert float((jnp.abs(found - exact) / scale).max()) < 1e-2
+        assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 3e-3
+
+
+def test_past_the_bound_it_is_the_solution_that_descent_reaches():
+    rng = np.random.default_rng(2)
+    y = jnp.asarray(np.stack([rng.normal(size=N), np.where(rng.random(N) < 0.6, 0.2, rng.normal(size=N))]))[:, None]
+    lam = jnp.array([0.2, 1.0, 10.0])[None, :, None]
+    y = jnp.broadcast_to(y, (2, 3, N))
+    found = ib.solve(y, lam, 10.0, ib.Uniform((-1,)))
+    z = y
+    for _ in range(400):  # the convex-concave procedure
+        z = y - lam * jnp.tanh(10 * (z[..., None, :] - z[..., :, None])).mean(-1)
+    assert (found.result == ib.Result.CONVERGED_NOT_UNIQUE).all()
+    assert float(jnp.abs(found.value - z).max()) < 2e-3
+    before, after = (ib.energy(x, y, lam, 10.0, ib.Uniform((-1,))) for x in (y, found.value))
+    assert (after <= before).all()
+
+
+def test_nan_stays_in_its_group():
+    y = np.random.default_rng(0).normal(size=(4, N))
+    clean = ib.solve(jnp.asarray(y), -0.5, 10.0, ib.Uniform((-1,)))
+    y[1, 5], y[2, 0] = np.nan, np.inf
+    found = ib.solve(jnp.asarray(y), -0.5, 10.0, ib.Uniform((-1,)))
+    assert list(np.asarray(found.result)) == [0, 3, 3, 0]
+    assert np.isnan(found.value[1:3]).all() and not found.stats.converged[1:3].any()
+    np.testing.assert_allclose(found.value[::3], clean.value[::3], atol=1e-12)
+
+
+def test_seeds_lam_and_p_vmapped_are_the_loops():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 14, 14)))
+    lam, p = jnp.array([-1.0, -0.1, 0.05]), jnp.array([3.0, 10.0, 10.0])
+    f = lambda y, lam, p: ib.implicit_bias(y, lam, p, ib.Uniform((-2, -1)))
+    together = jax.jit(jax.vmap(f))(y, lam, p)
+    for i in range(3):
+        np.testing.assert_allclose(together[i], f(y[i], lam[i], p[i]), atol=2e-5)
+
+
+def test_strict_mode_raises_outside_jit():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20)))
+    with pytest.raises(FloatingPointError, match="did not converge"):
+        ib.solve(y, -5.0, 10.0, ib.Uniform((-1,)), solver=ib.Picard(damping=0.01), max_steps=3, strict=True)
