@@ -59,6 +59,35 @@ class Problem:
         return tol * (1 + jnp.abs(self.y).max(-1) + jnp.abs(self.lam[:, 0]))
 
 
+def merge_vmap(f: Callable) -> Callable:
+    """f(problem, *arrays), every leaf but those of `problem.op` led by groups, with a vmap that adds groups.
+
+    Groups are independent, so a batch of problems is one problem with more of them: loops keep one counter, and no
+    batched scatter or batched loop condition is left to XLA. A batched operator (a Dense w) is mapped as usual.
+    """
+    call = jax.custom_batching.custom_vmap(f)
+
+    @call.def_vmap
+    def rule(size, batched, problem, *rest):
+        if any(jax.tree.leaves(batched[0].op)):
+            axes = jax.tree.map(lambda b: 0 if b else None, batched)
+            out = jax.vmap(f, in_axes=tuple(axes), axis_size=size)(problem, *rest)
+            return out, jax.tree.map(lambda _: True, out)
+
+        def merge(x, is_batched):
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        parts = (problem.y, problem.lam, problem.p, rest)
+        flags = (batched[0].y, batched[0].lam, batched[0].p, tuple(batched[1:]))
+        y, lam, p, rest = jax.tree.map(merge, parts, flags)
+        out = call(Problem(y, lam, p, problem.op), *rest)
+        out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
+
+
 @dataclass(frozen=True)
 class Layout:
     """How to go from y with its own axes to groups [G, n] and back."""

@@ -67,14 +67,13 @@ class FromJaxopt(Solver):
 
     def init(self, problem, z):
         start = lambda z, y, lam, p: self._build(problem.op, y, lam, p, False).init_state(z)
-        inner = jax.vmap(start)(z, problem.y, problem.lam, problem.p)
-        # Some of jaxopt's arrays have the default dtype, float64 under x64, whatever that of z.
-        inner = jax.tree.map(lambda x: x.astype(z.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, inner)
+        inner = jax.vmap(start)(*_default_dtype(z, problem.y, problem.lam, problem.p))
         return _State(z, problem.residual(z), inner)
 
     def step(self, problem, state, active, unrolled):
-        update = lambda z, inner, y, lam, p: tuple(self._build(problem.op, y, lam, p, unrolled).update(z, inner))
-        z, inner = jax.vmap(update)(state.z, state.inner, problem.y, problem.lam, problem.p)
+        update = lambda inner, z, y, lam, p: tuple(self._build(problem.op, y, lam, p, unrolled).update(z, inner))
+        z, inner = jax.vmap(update)(state.inner, *_default_dtype(state.z, problem.y, problem.lam, problem.p))
+        z = z.astype(state.z.dtype)
         inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, state.inner)
         return _State(z, problem.residual(z), inner)
 
@@ -89,6 +88,11 @@ class FromJaxopt(Solver):
         fun = (lambda z: -safe_step(z)) if function == "fun" else lambda z: z + safe_step(z)
         # jaxopt's inner loops (Broyden's line search) become scans when reverse mode must pass through them.
         return getattr(_import(), self.name)(**{function: fun}, unroll=unrolled, **dict(self.options))
+
+
+def _default_dtype(*arrays):
+    """jaxopt makes arrays of the default dtype: under x64 it works in float64, whatever the dtype of z."""
+    return [x.astype(jnp.result_type(float)) for x in arrays]
 
 
 class _State(NamedTuple):

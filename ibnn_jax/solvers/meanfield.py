@@ -180,7 +180,7 @@ class MeanField(Solver):
 
         def pairwise(carry, problem, z, v, exact):
             u = solve_adjoint_groups(problem, z, jnp.where(exact[:, None], v, 0), options).value
-            return select(exact, jax.vjp(lambda problem: problem.residual(z), problem)[1](u)[0], carry)
+            return select(exact, jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)[0], carry)
 
         gradient = through_nodes
         if z.shape[1] <= self.polish:
