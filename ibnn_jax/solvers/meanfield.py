@@ -192,7 +192,7 @@ class MeanField(Solver):
     def _adjoint(self, problem, kept, v, options):
         """u with (I + lam DB) u = v through the nodes, corrected until its residual is small; and where it is not."""
         place, sigma = kept.field.place, problem.op.sigma
-        tol = 3e-3 if options.tol is None else options.tol
+        tol = 1e-3 if options.tol is None else options.tol
         size = jnp.abs(v).max(-1)
 
         def correct(carry):
