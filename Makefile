@@ -1,4 +1,4 @@
-# make demo   5 networks with implicit bias beside 5 standard ones on scikit-learn's digits, in under three minutes
+# make demo   5 networks with implicit bias beside 5 standard ones on scikit-learn's digits, in a few minutes
 # make test   the tests
 # Both make their own environment, in VENV, the first time.
 
