@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.iterate import Solver, select
+from ibnn_jax.solvers.memory import push, square_norm
 from ibnn_jax.solvers.picard import precondition, step_sizes
 
 
@@ -57,7 +58,7 @@ class Anderson(Solver):
     def init(self, problem, z):
         r = problem.residual(z)
         empty = jnp.zeros((len(z), self.window, z.shape[1]), z.dtype)
-        return _State(z, r, precondition(step_sizes(problem, z), r), _square(r), jnp.ones_like(z[:, 0]), empty, empty)
+        return _State(z, r, precondition(step_sizes(problem, z), r), square_norm(r), jnp.ones_like(z[:, 0]), empty, empty)
 
     def step(self, problem, state, active, unrolled):
         z, r, g, best, scale, dz, dg = state
@@ -70,15 +71,15 @@ class Anderson(Solver):
         trial = z + scale[:, None] * (g - jnp.einsum("gm,gmn->gn", gamma, dz + dg))
         r_trial = problem.residual(trial)
         g_trial = precondition(step_sizes(problem, trial), r_trial)
-        square = _square(r_trial)
+        square = square_norm(r_trial)
         accept = safe | (square <= (1 - 0.01 * scale) ** 2 * best)
 
         moved = (trial, r_trial, g_trial, jnp.minimum(best, square), jnp.ones_like(scale))
         kept = select(accept, moved, (z, r, g, best, scale / 2))
-        return _State(*kept, _push(dz, trial - z), _push(dg, g_trial - g))
+        return _State(*kept, push(dz, trial - z), push(dg, g_trial - g))
 
     def _coefficients(self, dg, g):
-        length = jnp.sqrt(_square(jax.lax.stop_gradient(dg)))
+        length = jnp.sqrt(square_norm(jax.lax.stop_gradient(dg)))
         length = jnp.where(length > 0, length, 1)  # a slot not yet filled: its column is zero, and so its gamma
         unit = dg / length[:, :, None]
         ridge = max(self.ridge, 10 * float(jnp.finfo(g.dtype).eps))
@@ -93,14 +94,6 @@ def _solve(a: Float[Array, "G m m"], b: Float[Array, "G m"]) -> Float[Array, "G 
         pivot = rows[:, j] / rows[:, j, j, None]
         rows = (rows - rows[:, :, j, None] * pivot[:, None]).at[:, j].set(pivot)
     return rows[:, :, -1]
-
-
-def _square(v):
-    return (v * v).sum(-1)
-
-
-def _push(memory, new):
-    return jnp.concatenate([new[:, None], memory[:, :-1]], 1)
 
 
 class _State(NamedTuple):

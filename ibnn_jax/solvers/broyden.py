@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.iterate import Solver, select
+from ibnn_jax.solvers.memory import push, square_norm
 from ibnn_jax.solvers.picard import precondition, step_sizes
 
 
@@ -50,7 +51,7 @@ class Broyden(Solver):
     def init(self, problem, z):
         r = problem.residual(z)
         empty = jnp.zeros((len(z), self.memory, z.shape[1]), z.dtype)
-        return _State(z, r, _square(r), jnp.ones_like(z[:, 0]), step_sizes(problem, z), empty, empty)
+        return _State(z, r, square_norm(r), jnp.ones_like(z[:, 0]), step_sizes(problem, z), empty, empty)
 
     def step(self, problem, state, active, unrolled):
         z, r, best, scale, a, u, v = state
@@ -64,15 +65,15 @@ class Broyden(Solver):
         s = scale[:, None] * _apply(a, u, v, r)
         trial = z + s
         r_trial = problem.residual(trial)
-        square = _square(r_trial)
+        square = square_norm(r_trial)
         accept = safe | (square <= (1 - 0.01 * scale) ** 2 * best)
 
         mh = _apply(a, u, v, r - r_trial)
         bottom = (s * mh).sum(-1)
-        usable = bottom > 1e-3 * jnp.sqrt(_square(s) * _square(mh))
+        usable = bottom > 1e-3 * jnp.sqrt(square_norm(s) * square_norm(mh))
         u_new = (s - mh) / jnp.where(usable, bottom, 1)[:, None]
         v_new = _apply(a, v, u, s)  # M^T s
-        u, v = select(usable, (_push(u, u_new), _push(v, v_new)), (u, v))
+        u, v = select(usable, (push(u, u_new), push(v, v_new)), (u, v))
         kept = select(accept, (trial, r_trial, jnp.minimum(best, square), jnp.ones_like(scale)), (z, r, best, scale / 2))
         return _State(*kept, a, u, v)
 
@@ -80,14 +81,6 @@ class Broyden(Solver):
 def _apply(a, u, v, x):
     """(P + sum_j u_j v_j^T) x; swap u and v for the transpose, since P is symmetric."""
     return precondition(a, x) + jnp.einsum("gmn,gm->gn", u, jnp.einsum("gmn,gn->gm", v, x))
-
-
-def _square(v):
-    return (v * v).sum(-1)
-
-
-def _push(memory, new):
-    return jnp.concatenate([new[:, None], memory[:, :-1]], 1)
 
 
 class _State(NamedTuple):
