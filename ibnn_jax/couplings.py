@@ -67,6 +67,10 @@ class Operator(ABC):
         """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)), [G, n]; v = None gives d = K 1."""
         return self.pair_sum(lambda t, p: p * self.sigma.derivative(p * t), z, p, v)
 
+    def linearised(self, z, p) -> tuple[Float[Array, "G n"], Callable[[Array], Array]]:
+        """(d, v -> K v) at z."""
+        return self.kernel(z, p), lambda v: self.kernel(z, p, v)
+
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
         return 0.5 * self.pair_sum(lambda t, p: self.sigma.primitive(p * t) / p, z, p).sum(-1)
@@ -151,6 +155,31 @@ class DenseOperator(Operator):
         w = self.w.astype(v.dtype)
         total = w.sum(-1)[None]
         return jnp.where(total > 0, v @ w.T / jnp.where(total > 0, total, 1), v)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["shape", "sigma"])
+@dataclass(frozen=True)
+class PointsOperator(Operator):
+    """A few points of mass weight_k that stand for many neurons: w_ik = weight_k, symmetric in the inner product by it."""
+
+    shape: tuple[int, ...]
+    sigma: Sigma
+    weight: Float[Array, "G k"]
+    row_sum = 1.0
+    psd = True
+
+    def _pair_sum(self, f, z, p, v):
+        mass = self.weight if v is None else self.weight * v
+        return jnp.einsum("gik,gk->gi", f(z[:, None, :] - z[:, :, None], p[:, :, None]), mass)
+
+    def average(self, v):
+        return jnp.broadcast_to((self.weight * v).sum(-1, keepdims=True), v.shape)
+
+    def linearised(self, z, p):
+        # Small enough to keep: one matrix per group.
+        kernel = p[:, :, None] * self.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]))
+        apply = lambda v: jnp.einsum("gik,gk->gi", kernel, self.weight * v)
+        return apply(jnp.ones_like(z)), apply
 
 
 def _check_axes(axes, ndim, owner):

@@ -28,10 +28,6 @@ class Solver(ABC):
         unrolled: True when reverse-mode differentiation runs through the step, so no while_loop on differentiated values.
         """
 
-    def stalled(self, state: State) -> Bool[Array, "G"] | bool:
-        """Groups the solver gives up on; they keep their z and are reported as not converged."""
-        return False
-
 
 class Simple(NamedTuple):
     """The state of a solver without memory."""
@@ -107,7 +103,7 @@ def run(
         norm = norm_of(state)
         history = None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
         # Not "norm > threshold": a NaN residual must leave the loop too, and be found below.
-        active = carry.active & (norm > threshold) & jnp.logical_not(solver.stalled(state))
+        active = carry.active & (norm > threshold)
         return _Carry(carry.step + 1, state, norm, carry.steps + carry.active, active, history)
 
     if unrolled:
@@ -132,16 +128,23 @@ def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Sol
     return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
 
 
-def run_if(condition: Bool[Array, ""], f, x, *operands):
-    """f(x, *operands) if condition else x, for an f that is rarely needed and costs much.
+def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int = 8):
+    """x with f(x, *operands) in the groups of `mask`, for an f that few groups need and that costs much.
 
-    Unlike `jax.lax.cond` it stays lazy under vmap: f runs only if some lane needs it. What f computes from must come
-    through the operands: tied to the loop's flag, it cannot be hoisted out of the loop and computed always.
+    The groups are taken `chunk` at a time, those of the mask only, so f never runs when there are none. Every leaf of x and
+    of the operands is led by groups.
     """
+    groups = len(mask)
+    chunk = min(chunk, groups)
+    order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -groups % chunk), constant_values=groups)
+    count = mask.sum()
 
     def body(carry):
-        flag, x = carry
-        flag, *tied = jax.lax.optimization_barrier((flag, *operands))
-        return jnp.logical_not(flag), f(x, *tied)
+        start, x = carry
+        rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
+        rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
+        part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
+        new = f(*part)
+        return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
 
-    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, x))[1]
+    return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]

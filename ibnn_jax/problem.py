@@ -33,9 +33,10 @@ class Problem:
 
         The diagonal is replaced by 1 where it is not safely positive, which happens only past the uniqueness bound.
         """
-        diagonal = 1 - self.lam * self.op.kernel(z, self.p)
+        d, kernel = self.op.linearised(z, self.p)
+        diagonal = 1 - self.lam * d
         safe = jnp.where(diagonal > 0.05, diagonal, 1)
-        return lambda v: diagonal * v + self.lam * self.op.kernel(z, self.p, v), 1 / safe
+        return lambda v: diagonal * v + self.lam * kernel(v), 1 / safe
 
     def energy(self, z) -> Float[Array, "G"]:
         """E(z) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i), [G] (Eq. 5)."""

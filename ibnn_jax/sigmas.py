@@ -54,7 +54,13 @@ def _huber(t):
     return jnp.where(a <= 1, 0.5 * t * t, a - 0.5)
 
 
-tanh = Sigma(jnp.tanh, _log_cosh, lambda t: 1 - jnp.tanh(t) ** 2, positive_definite=True)
+def _sech2(t):
+    # Over pairs of neurons t is n x n; XLA would fill an array of that size with a literal 1, ahead of every loop.
+    one = jax.lax.optimization_barrier(jnp.ones((), t.dtype))
+    return one - jnp.tanh(t) ** 2
+
+
+tanh = Sigma(jnp.tanh, _log_cosh, _sech2, positive_definite=True)
 """sigma(t) = tanh(t), S(t) = log cosh t: the paper's choice (Eqs. 13, 14)."""
 
 hard_tanh = Sigma(

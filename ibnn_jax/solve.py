@@ -166,7 +166,7 @@ def _options(problem: Problem, solver, tol, max_steps):
     if solver == "auto":
         many = problem.y.shape[1] > SMALL_GROUP
         solver = MeanField() if many and MeanField.fits(problem.op) else Newton()
-    if not isinstance(solver, Solver):
+    if not isinstance(solver, Solver | MeanField):
         raise ValueError(
             f'unknown solver {solver!r}; use "auto" or options such as ibnn_jax.Newton(), Anderson(), Picard(), '
             "GradientDescent(), Broyden() or MeanField()"

@@ -1,22 +1,19 @@
-"""The mean-field solver for uniform coupling: O(n + m log m) per step instead of O(n^2).
+"""The mean-field solver for uniform coupling: O(n) plus a small problem of fixed size, instead of O(n^2) per step.
 
 Under w = 1/n every neuron of a group sees the same function of its own state,
 
     z_i = y_i - lam G(z_i),    G(t) = 1/n sum_k sigma(p (z_k - t)),
 
-and G is smooth on the scale 1/p. It is therefore kept as a cubic Hermite interpolant on m equally spaced nodes t_j
-that span the group's z. The sum over neurons becomes a sum over nodes with the transposed interpolation weights,
+so z_i = T(y_i) for one increasing function T. The n neurons are replaced by a few weighted points (`ibnn_jax.cells`), the
+same equation is solved exactly for these, and B(y) = G(T(y)) is read off at the neurons: z_i = y_i - lam B(y_i). At the
+points two derivatives of T are known, T' = 1 / Y' and T'' = -Y'' / Y'^3 with Y(t) = t + lam G(t), so the
+interpolation is of sixth order.
 
-    sum_k g(z_k) = sum_j rho_j g(t_j) + mu_j g'(t_j)    for every smooth g, to O(h^4),
+The adjoint (I + lam DB) u = v reduces in the same way: with K(t) = p sigma'(p t) and s_i = T'(y_i),
 
-which gives G and its slope at the nodes. Newton's correction solves (I + lam DB) delta = r through the same nodes:
-with s_i = 1 / (1 - lam d(z_i)), d = -G', and H = K delta, a function of t as well,
+    u_i = s_i (v_i - lam H(z_i)),    H(t) = b(t) - lam sum_l w_l K(z_l - t) x_l,    b(t) = 1/n sum_k s_k v_k K(z_k - t),
 
-    delta_i = s_i (r_i - lam H(z_i)),    (I + lam K diag(rho_s)) H = K (spread of s r),
-
-a system of m unknowns; the adjoint reduces in the same way. Only the Newton matrix is approximate, the residual
-is not, so the iteration is corrected by itself down to the error of the interpolant, which is estimated for free
-by predicting every second node from its neighbours.
+where x solves the adjoint system of the points for the right-hand side b.
 """
 
 from collections.abc import Callable
@@ -29,213 +26,255 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
-from ibnn_jax.couplings import Operator, UniformOperator
-from ibnn_jax.iterate import Solver, collapsed_start, iterate, package, run, run_if, select
+from ibnn_jax.cells import Cells, Place, Quadrature
+from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
+from ibnn_jax.iterate import collapsed_start, iterate, package, run_where, select
 from ibnn_jax.linear import conjugate_gradient
-from ibnn_jax.nodes import Grid, NodeOperator, Place
 from ibnn_jax.problem import Problem
+from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 
 
-class Field(NamedTuple):
-    """A function of a neuron's state, tabulated with its slope on the nodes that span z."""
+class Points(NamedTuple):
+    """The solved points of a problem, and at its nodes what interpolation needs."""
 
-    place: Place
-    value: Float[Array, "G m"]
-    slope: Float[Array, "G m"]
+    cells: Cells
+    quadrature: Quadrature
+    z: Float[Array, "G 2m+1"]
+    g: Float[Array, "G m+1"]  # G and its first two derivatives at the nodes, then Y' and Y'' there
+    g1: Float[Array, "G m+1"]
+    g2: Float[Array, "G m+1"]
+    y1: Float[Array, "G m+1"]
+    y2: Float[Array, "G m+1"]
 
-    def at_neurons(self):
-        """(f(z_i), f'(z_i)), each [G, n]."""
-        return self.place.hermite(self.value, self.slope)
+    @property
+    def at_nodes(self):
+        """z at the nodes."""
+        return self.z[:, : self.cells.count + 1]
 
+    @property
+    def inner(self):
+        """z at the inner points."""
+        return self.z[:, self.cells.count + 1 :]
 
-class State(NamedTuple):
-    z: Float[Array, "G n"]
-    r: Float[Array, "G n"]
-    diagonal: Float[Array, "G n"]  # 1 - lam d(z_i)
-    field: Field  # G
-    stalled: Bool[Array, "G"]  # Newton through the nodes no longer halves the residual
+    def bias(self):
+        """B and its first two derivatives in y, at the nodes."""
+        return self.in_y(self.g, self.g1, self.g2)
+
+    def in_y(self, f, f1, f2):
+        """f and its first two derivatives in y, at the nodes, from those in z."""
+        t1 = 1 / self.y1
+        return f, f1 * t1, (f2 - f1 * self.y2 * t1) * t1**2
 
 
 class Kept(NamedTuple):
     """What the adjoint needs of a solution."""
 
-    field: Field
-    diagonal: Float[Array, "G n"]
-    exact: Bool[Array, "G"]  # groups whose nodes were too coarse: their adjoint is solved pairwise
+    found: "Found"
+    points: Points
+    refined: Points  # meaningful in the groups of `missed` only
+    missed: Bool[Array, "G"]  # groups for which `points` were too few
+    exact: Bool[Array, "G"]  # and `refined` as well: their adjoint is solved pairwise
 
 
 @dataclass(frozen=True)
-class MeanField(Solver):
-    """Newton through m nodes per group, for Uniform couplings; see the module's equations.
+class MeanField:
+    """Newton on 2 * cells + 1 points that stand for a group's neurons, for Uniform couplings; see the module.
 
-    The reported residual is max|r| with the interpolated G, plus the estimated error of that interpolation. Groups
-    whose estimate exceeds the tolerance (inputs spread over many widths 1/p, for which m nodes are too few) are
-    finished by pairwise Newton, at O(n^2) per step and only when there are any, so a converged group meets the
-    tolerance in the true equation. Past the uniqueness bound each step is the Picard step (descent of the energy).
+    The reported residual is that of the points plus the estimated errors of the quadrature and of the interpolation, so
+    it speaks of the equation of the neurons. Groups whose estimate exceeds the tolerance (inputs spread over many widths
+    1/p, or T steep next to the uniqueness bound) are solved again with `refined` cells, and those that still miss it
+    are finished by pairwise Newton, at O(n^2) per step: both for these groups only.
 
     Args:
-        nodes: m, even; a power of two suits the FFT. The error falls as m^-4 once p * (range of z) / m < 1.
-        coarse: nodes of the first guess, in y, by linear spreading.
-        default_tol: the tolerance when `solve` gets none: small enough that z stays within 1e-3 of exact.
-            `solve(..., tol=2e-7, solver=MeanField(nodes=512))` is within 1e-5 of the exact solution.
+        cells: m; the error falls as m^-4 once p * (range of y) / m < 1.
+        refined: m of the second attempt.
+        default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
 
     Raises:
-        ValueError: nodes odd or < 8, coarse < 4.
+        ValueError: cells < 4, refined < cells.
     """
 
-    nodes: int = 128
-    coarse: int = 16
-    default_tol: float = 2e-5
+    cells: int = 16
+    refined: int = 96
+    default_tol: float = 1e-4
     polish: int = 20_000
 
     def __post_init__(self):
-        if self.nodes < 8 or self.nodes % 2:
-            raise ValueError(f"MeanField: nodes must be even and at least 8; got {self.nodes}")
-        if self.coarse < 4:
-            raise ValueError(f"MeanField: coarse must be at least 4; got {self.coarse}")
+        if self.cells < 4:
+            raise ValueError(f"MeanField: cells must be at least 4; got {self.cells}")
+        if self.refined < self.cells:
+            raise ValueError(f"MeanField: refined must be at least cells = {self.cells}; got {self.refined}")
 
     @staticmethod
     def fits(op: Operator) -> bool:
         """Whether the coupling is uniform and sigma smooth."""
         return isinstance(op, UniformOperator) and op.sigma.smooth
 
-    def init(self, problem, z):
-        field = _tabulate(problem, Grid.spanning(z, self.nodes).locate(z), jnp.ones_like(z), problem.op.sigma.value)
-        g, slope = field.at_neurons()
-        stalled = jnp.zeros(len(z), bool)
-        return State(z, problem.y - problem.lam * g - z, 1 + problem.lam * slope, field, stalled)
-
-    def step(self, problem, state, active, unrolled):
-        newton = problem.unique
-        delta = _solve_linear(problem, state.field.place, state.diagonal, state.r, active & newton)
-        new = self.init(problem, state.z + select(newton, delta, state.r))
-        before, after = (jnp.abs(s.r).max(-1) for s in (state, new))
-        # Where the nodes are too coarse for the Newton matrix the iteration gains nothing more: leave it to the finish.
-        new = select(~newton | (after < before), new, state)
-        return new._replace(stalled=newton & ~(after < 0.5 * before))
-
-    def stalled(self, state):
-        return state.stalled
-
-    def guess(self, problem: Problem) -> Float[Array, "G n"]:
-        """T(y) on a few nodes in y, where z_i = T(y_i) with T increasing; y itself past the uniqueness bound."""
-        place = Grid.spanning(problem.y, self.coarse).locate(problem.y)
-        mass = jnp.maximum(place.spread_linear(jnp.ones_like(problem.y))[0] / problem.y.shape[1], 1e-6)
-        op = NodeOperator((self.coarse,), problem.op.sigma, mass)
-        unique = problem.unique
-        nodes = Problem(place.grid.nodes, jnp.where(unique[:, None], problem.lam, 0), problem.p, op)
-        t = run(Newton(linear_tol=0.1), nodes, tol=2e-3, max_steps=12)[1].z
-        slope = 1 / (1 - nodes.lam * op.kernel(t, problem.p))
-        guess = place.hermite(t, slope)[0]
-        return select(unique & jnp.isfinite(guess).all(-1), guess, collapsed_start(problem))
-
     def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid = problem.sanitised()
         threshold = problem.tolerance(tol)
-        solution, state = run(self, problem, self.guess(problem), tol=0.5 * tol, max_steps=max_steps)
-        residual = jnp.abs(state.r).max(-1) + self.error(problem, state.field)
-        coarse = valid & ~(residual <= threshold)
+        found, points = _attempt(problem, self.cells, tol, max_steps)
 
-        def pairwise(carry, problem, coarse):
-            z, residual, steps = carry
-            found = iterate(Newton(), problem, z, tol=tol, max_steps=max_steps, where=coarse)
-            return select(coarse, (found.value, found.stats.residual, steps + found.stats.steps), carry)
+        def refine(state, problem, points):
+            again, refined = _attempt(problem, self.refined, tol, max_steps, points)
+            return again._replace(steps=state[0].steps + again.steps), refined
 
-        carry = (state.z, residual, solution.stats.steps)
+        def pairwise(found, problem):
+            # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
+            start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
+            z, _, stats = iterate(Newton(), problem, start, tol=tol, max_steps=max_steps)
+            return Found(problem.op.bias(z, problem.p), found.slope, stats.residual, found.steps + stats.steps)
+
+        missed = exact = valid & ~(found.residual <= threshold)
+        refined = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: refine((found,), problem, points)[1]))
+        if problem.y.shape[1] > 2 * self.refined:
+            found, refined = run_where(missed, refine, (found, refined), problem, points)
+            exact = valid & ~(found.residual <= threshold)
         if problem.y.shape[1] <= self.polish:
-            carry = run_if(coarse.any(), pairwise, carry, problem, coarse)
-        z, residual, steps = carry
-        solution = package(problem, valid, z, residual, residual <= threshold, steps)
-        return solution, Kept(state.field, state.diagonal, coarse)
-
-    def error(self, problem: Problem, field: Field) -> Float[Array, "G"]:
-        """The estimated error of lam G between the nodes: every second node predicted from its two neighbours.
-
-        Twice the step has 16 times the error of a resolved interpolant; 1/4 is kept for the spreading and for what
-        is not resolved.
-        """
-        g, slope, h = field.value, field.slope, 2 * field.place.grid.step
-        predicted = 0.5 * (g[:, :-2:2] + g[:, 2::2]) + h / 8 * (slope[:, :-2:2] - slope[:, 2::2])
-        return 0.25 * jnp.abs(problem.lam[:, 0]) * jnp.abs(predicted - g[:, 1:-1:2]).max(-1)
+            found = run_where(exact, pairwise, found, problem)
+        z = problem.y - problem.lam * found.bias
+        solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
+        return solution, Kept(found, points, refined, missed, exact)
 
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid = problem.sanitised()
         valid &= jnp.isfinite(z).all(-1) & jnp.isfinite(v).all(-1)
         v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
-        u, lost = self._adjoint(problem, kept, v_safe, options)
-        place, sigma = kept.field.place, problem.op.sigma
-        by_p = _tabulate(problem, place, jnp.ones_like(z), lambda x: x * sigma.derivative(x))
-        through_nodes = Problem(
-            u,
-            -(u * kept.field.at_neurons()[0]).sum(-1, keepdims=True),
-            -problem.lam / problem.p * (u * by_p.at_neurons()[0]).sum(-1, keepdims=True),
-            problem.op,
-        )
-        exact = valid & (kept.exact | lost)
 
-        def pairwise(carry, problem, z, v, exact):
-            u = solve_adjoint_groups(problem, z, jnp.where(exact[:, None], v, 0), options).value
-            return select(exact, jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)[0], carry)
+        def reduced(_, problem, found, points, v):
+            return _solve_adjoint(problem, found, points, v, options)
 
-        gradient = through_nodes
+        def pairwise(_, problem, z, v):
+            return solve_adjoint_groups(problem, z, v, options).value
+
+        refined = valid & kept.missed & ~kept.exact
+        solved = reduced(None, problem, kept.found, kept.points, v_safe)
+        u, ok = run_where(refined, reduced, solved, problem, kept.found, kept.refined, v_safe)
+        exact = valid & (kept.exact | ~ok)
         if z.shape[1] <= self.polish:
-            gradient = run_if(exact.any(), pairwise, gradient, problem, z, v_safe, exact)
+            u = run_where(exact, pairwise, u, problem, z, v_safe)
         else:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
+
+        # On its own, so that XLA leaves it out where no gradient of p is asked for.
+        by_p = run_where(refined, lambda _, *x: _bias_by_p(*x), _bias_by_p(problem, kept.points), problem, kept.refined)
+        if z.shape[1] <= self.polish:
+            along_p = lambda _, problem, z: jax.jvp(lambda p: problem.op.bias(z, p), (problem.p,), (jnp.ones_like(problem.p),))[1]
+            by_p = run_where(exact, along_p, by_p, problem, z)
+        total = lambda f: -(u * f).sum(-1, keepdims=True)
+        gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
-    def _adjoint(self, problem, kept, v, options):
-        """u with (I + lam DB) u = v through the nodes, corrected until its residual is small; and where it is not."""
-        place, sigma = kept.field.place, problem.op.sigma
-        tol = 1e-3 if options.tol is None else options.tol
-        size = jnp.abs(v).max(-1)
 
-        def correct(carry):
-            k, u, r, active = carry
-            u = u + _solve_linear(problem, place, kept.diagonal, r, active)
-            ku = _tabulate(problem, place, u, sigma.derivative)
-            r = v - kept.diagonal * u - problem.lam * problem.p * ku.at_neurons()[0]
-            return k + 1, u, r, jnp.abs(r).max(-1) > tol * size
+class Found(NamedTuple):
+    """An attempt's outcome per group."""
 
-        first = (0, jnp.zeros_like(v), v, size > 0)
-        _, u, r, lost = jax.lax.while_loop(lambda c: (c[0] < 8) & c[3].any(), correct, first)
-        return u, lost
+    bias: Float[Array, "G n"]
+    slope: Float[Array, "G n"]
+    residual: Float[Array, "G"]
+    steps: Array
 
 
-def _tabulate(problem: Problem, place: Place, v: Float[Array, "G n"], f: Callable[[Array], Array]) -> Field:
-    """t -> 1/n sum_k v_k f(p (z_k - t)) and its slope in t, on the nodes of `place`."""
-    grid, p = place.grid, problem.p
-    rho, mu = (grid.transform(x / v.shape[1]) for x in place.spread(v))
+def _attempt(problem: Problem, count: int, tol: float, max_steps: int, coarser: Points | None = None) -> tuple[Found, Points]:
+    """Solve with `count` cells, from the solution with fewer."""
+    cells = Cells.spanning(problem.y, count)
+    place = cells.locate(problem.y)
+    quadrature = place.quadrature(1 / problem.y.shape[1])
+    if coarser is None:
+        half = Cells.spanning(cells.nodes, count // 2)
+        weights = half.locate(quadrature.points).quadrature(quadrature.weights)
+        coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
+    points, solution = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
+    bias = place.interpolate(*points.bias())
+    slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
+    residual = solution.stats.residual + _error(problem, points)
+    return Found(bias, slope, residual, solution.stats.steps), points
 
-    def derivative(f):
-        return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
 
-    first = derivative(f)
-    zeroth, first, second = (grid.spectrum(g, p) for g in (f, first, derivative(first)))
-    value = grid.correlate(zeroth * rho + p * first * mu)
-    slope = grid.correlate(p * first * rho + p * p * second * mu)
-    return Field(place, value, -slope)
+def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Solution]:
+    """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
+    op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
+    lam, p, small = problem.lam, problem.p, Problem(quadrature.points, problem.lam, problem.p, op)
+    start = collapsed_start(small)
+    if coarser is not None:
+        guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
+        start = select(problem.unique & jnp.isfinite(guess).all(-1), guess, start)
+    solution = iterate(Newton(linear_tol=0.05), small, start, tol=tol, max_steps=max_steps)
+    z = solution.value
+    t = z[:, : cells.count + 1]
+    g, g1, g2 = _sums(problem, z, t, op.weight, (0, 1, 2))
+    # B as z and y have it, so that T is interpolated between the z of the nodes; at small lam as G has it.
+    g = jnp.where(jnp.abs(lam) * p > 0.1, (cells.nodes - t) / jnp.where(lam == 0, 1, lam), g)
+    g1, g2 = -p * g1, p * p * g2
+    return Points(cells, quadrature, z, g, g1, g2, 1 + lam * g1, lam * g2), solution
 
 
-def _solve_linear(problem: Problem, place: Place, diagonal, r, active, tol: float = 1e-2):
-    """delta with (diagonal + lam K) delta = r to about `tol`, through the nodes: see the module's equations."""
-    n, grid, lam = r.shape[1], place.grid, problem.lam
-    spectrum = problem.p * grid.spectrum(problem.op.sigma.derivative, problem.p)
-    s = 1 / jnp.where(diagonal > 0.05, diagonal, 1)
-    mass, pull = (x / n for x in place.spread_linear(s, s * r))
+def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
+    """The estimated residual of the neurons: what the quadrature and the interpolation leave out.
 
-    def kernel(v):
-        return grid.correlate(spectrum * grid.transform(v))
+    The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the leading term is
+    taken; the interpolation is compared with the solution at the inner points.
+    """
+    lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
+    steep = p / jnp.minimum(y1[:, 1:], y1[:, :-1])
+    difference = points.inner[:, None, :] - points.at_nodes[:, :, None]
+    fourth = jnp.abs(_derivative(problem.op.sigma, 4)(p[:, :, None] * difference))
+    quadrature_error = jnp.einsum("gtc,gc->gt", fourth, quadrature.defect * steep**4).max(-1) / 12
+    cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
+    place = Place(cell, quadrature.inner, points.cells)
+    inside = quadrature.points[:, points.cells.count + 1 :]
+    predicted = inside - lam * place.interpolate(*points.bias())
+    gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
+    return jnp.abs(lam[:, 0]) * quadrature_error + jnp.where(quadrature.weights[:, points.cells.count + 1 :] > 0, gap, 0).max(-1)
 
-    b = kernel(pull)
-    found = conjugate_gradient(
-        lambda h: h + lam * kernel(mass * h), b, jnp.ones_like(b),
-        tol=tol * jnp.abs(b).max(-1), max_steps=30, active=active, weight=mass,
+
+def _solve_adjoint(problem: Problem, found: Found, points: Points, v, options: Implicit):
+    """u at the neurons, through the points, and the groups in which the system of the points was solved."""
+    lam, p = problem.lam, problem.p
+    z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
+    place = points.cells.locate(problem.y)
+    force, torque = place.spread(found.slope * v / v.shape[1])
+    torque = p * torque / points.y1
+    first, second = _sums(problem, points.at_nodes, z, force, (1,))[0], _sums(problem, points.at_nodes, z, torque, (2,))[0]
+    b = p * (first + second)
+    matrix, inverse_diagonal = Problem(points.quadrature.points, lam, p, PointsOperator(z.shape[1:], sigma, weight)).hessian(z)
+    inner = conjugate_gradient(
+        matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * jnp.abs(b).max(-1),
+        max_steps=options.max_steps, active=jnp.isfinite(b).all(-1), weight=weight,
     )
-    h = b - lam * kernel(mass * found.x)  # one more sweep, for nodes that carry no mass
-    return s * (r - lam * place.linear(h))
+    t = points.at_nodes
+    from_nodes = _sums(problem, t, t, force, (2, 3)), _sums(problem, t, t, torque, (3, 4))
+    from_points = _sums(problem, z, t, weight * inner.x, (1, 2, 3))
+    h0 = b[:, : t.shape[1]] - lam * p * from_points[0]
+    h1 = -p * p * (from_nodes[0][0] + from_nodes[1][0] - lam * from_points[1])
+    h2 = p**3 * (from_nodes[0][1] + from_nodes[1][1] - lam * from_points[2])
+    u = found.slope * (v - lam * place.interpolate(*points.in_y(h0, h1, h2)))
+    return u, inner.ok
+
+
+def _bias_by_p(problem: Problem, points: Points) -> Float[Array, "G n"]:
+    """dB_i / dp = 1/n sum_k (z_k - z_i) sigma'(p (z_k - z_i)) at the neurons."""
+    sigma, p = problem.op.sigma, problem.p
+    moment = Sigma(lambda x: x * sigma.derivative(x), sigma.primitive)
+    alike = Problem(problem.y, problem.lam, p, UniformOperator((), moment))
+    f, f1, f2 = _sums(alike, points.z, points.at_nodes, points.quadrature.weights, (0, 1, 2))
+    return points.cells.locate(problem.y).interpolate(*points.in_y(f, -p * f1, p * p * f2)) / p
+
+
+def _sums(problem: Problem, z, t, v, orders) -> list[Array]:
+    """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
+    x = problem.p[:, :, None] * (z[:, None, :] - t[:, :, None])
+    return [jnp.einsum("gtl,gl->gt", _derivative(problem.op.sigma, k)(x), v) for k in orders]
+
+
+def _derivative(sigma: Sigma, order: int) -> Callable[[Array], Array]:
+    """sigma differentiated `order` times."""
+    f = sigma.value if order == 0 else sigma.derivative
+    for _ in range(order - 1):
+        f = (lambda g: lambda x: jax.jvp(g, (x,), (jnp.ones_like(x),))[1])(f)
+    return f

@@ -1,0 +1,122 @@
+"""Many neurons as few weighted points: Gauss-Lobatto quadrature of their distribution, cell by cell.
+
+The range of a group's values is cut into m equal cells. In every cell the neurons are replaced by the quadrature rule
+with points at the two ends of the cell (shared with its neighbours) and one inside, which integrates cubics exactly over
+the neurons of that cell. Its weights are never negative, so sums over the points inherit the symmetry and definiteness
+of sums over the neurons. Functions known at the ends with two derivatives are interpolated by quintic polynomials.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+# Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1 (columns in that order).
+_QUINTIC = np.array([
+    [1, 0, 0, 0, 0, 0],
+    [0, 1, 0, 0, 0, 0],
+    [0, 0, 0.5, 0, 0, 0],
+    [-10, -6, -1.5, 10, -4, 0.5],
+    [15, 8, 1.5, -15, 7, -1],
+    [-6, -3, -0.5, 6, -3, 0.5],
+])
+
+
+class Cells(NamedTuple):
+    """m equal cells per group, bounded by m + 1 nodes."""
+
+    nodes: Float[Array, "G m+1"]
+    step: Float[Array, "G 1"]
+
+    @classmethod
+    def spanning(cls, x: Float[Array, "G n"], count: int) -> "Cells":
+        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+        tiny = 16 * jnp.finfo(x.dtype).eps * (1 + jnp.maximum(jnp.abs(low), jnp.abs(high)))
+        step = jnp.maximum((high - low) / count, tiny)
+        return cls(low + step * jnp.arange(count + 1, dtype=x.dtype), step)
+
+    @property
+    def count(self) -> int:
+        return self.nodes.shape[1] - 1
+
+    def locate(self, x: Float[Array, "G n"]) -> "Place":
+        position = (x - self.nodes[:, :1]) / self.step
+        cell = jnp.clip(position.astype(jnp.int32), 0, self.count - 1)
+        return Place(cell, position - cell, self)
+
+
+class Quadrature(NamedTuple):
+    """Points that stand for the neurons: the m + 1 nodes, then one point inside each cell."""
+
+    points: Float[Array, "G 2m+1"]
+    weights: Float[Array, "G 2m+1"]
+    inner: Float[Array, "G m"]  # where in its cell each inner point lies, in (0, 1)
+    defect: Float[Array, "G m"]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2: what a fourth derivative / 24 costs
+
+
+class Place(NamedTuple):
+    """Where n points lie: the cell, and the fraction of the cell to the left."""
+
+    cell: Array
+    u: Float[Array, "G n"]
+    cells: Cells
+
+    def quadrature(self, weights: Float[Array, "G n"] | float) -> Quadrature:
+        """The points that replace neurons of the given non-negative weights."""
+        u, (nodes, step) = self.u, self.cells
+        powers = [jnp.ones_like(u) * weights]
+        for _ in range(4):
+            powers.append(powers[-1] * u)
+        m = self._moments(powers)
+        bubble = [m[k + 1] - m[k + 2] for k in range(3)]  # moments of u (1 - u)
+        some = bubble[0] > 0
+        inner = jnp.where(some, bubble[1] / jnp.where(some, bubble[0], 1), 0.5)
+        inner = jnp.clip(inner, 1e-3, 1 - 1e-3)
+        weight = jnp.maximum(bubble[0], 0) / (inner * (1 - inner))
+        right = jnp.maximum(m[1] - weight * inner, 0)
+        left = jnp.maximum(m[0] - weight - right, 0)
+        defect = jnp.maximum(bubble[2] - 2 * inner * bubble[1] + inner**2 * bubble[0], 0) * step**4
+        points = jnp.concatenate([nodes, nodes[:, :-1] + inner * step], axis=1)
+        return Quadrature(points, jnp.concatenate([_at_nodes(left, right), weight], axis=1), inner, defect)
+
+    def spread(self, v: Float[Array, "G n"]) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
+        """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact for cubic f."""
+        u = self.u
+        m0, m1, m2, m3 = self._moments([v, v * u, v * u * u, v * u * u * u])
+        right, tail = 3 * m2 - 2 * m3, m3 - m2
+        first = _at_nodes(m0 - right, right)
+        return first, self.cells.step * _at_nodes(m1 - m2 + tail, tail)
+
+    def interpolate(self, f, f1, f2, *, slope: bool = False) -> Float[Array, "G n"]:
+        """f at the points (or f'), from f and its first two derivatives at the nodes, each [G, m+1]."""
+        h = self.cells.step
+        data = jnp.stack([f, h * f1, h**2 * f2])
+        ends = jnp.concatenate([data[..., :-1], data[..., 1:]])
+        table = jnp.tensordot(_QUINTIC.astype(f.dtype), ends, 1)
+        if slope:
+            table = table[1:] * np.arange(1, 6, dtype=f.dtype)[:, None, None] / h
+        row = self._rows()
+        *rest, value = [column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table]
+        for coefficient in reversed(rest):
+            value = value * self.u + coefficient
+        return value
+
+    def _rows(self):
+        return self.cell + self.cells.count * jnp.arange(len(self.cell))[:, None]
+
+    def _moments(self, columns: list[Float[Array, "G n"]]) -> list[Float[Array, "G m"]]:
+        """Each column summed over the points of every cell: one scatter, of rows whose length is a power of two."""
+        groups, count = len(self.cell), self.cells.count
+        width = 1 << (len(columns) - 1).bit_length()
+        columns = [jnp.broadcast_to(c, self.u.shape) for c in columns] + [jnp.zeros_like(self.u)] * (width - len(columns))
+        values = jnp.stack(columns, -1).reshape(-1, width)
+        total = jnp.zeros((groups * count, width), values.dtype)
+        total = total.at[self._rows().reshape(-1)].add(values, mode="promise_in_bounds")
+        return list(jnp.moveaxis(total.reshape(groups, count, width), -1, 0))
+
+
+def _at_nodes(left, right):
+    """What belongs to the left and to the right end of each cell, added up at the nodes."""
+    return jnp.pad(left, ((0, 0), (0, 1))) + jnp.pad(right, ((0, 0), (1, 0)))
