@@ -17,13 +17,13 @@ def _normal(mean, std):
 class Block(nnx.Module):
     """conv (same size, zero padding) -> implicit bias, unless standard -> ReLU -> batch norm."""
 
-    def __init__(self, in_channels, channels, kernel_size, *, dtype, rngs):
+    def __init__(self, in_channels, channels, kernel_size, *, dtype, axis_name, rngs):
         self.conv = nnx.Conv(
             in_channels, channels, kernel_size, padding="SAME", dtype=dtype,
             kernel_init=_normal(0, 1e-3), bias_init=_normal(0, 1e-3), rngs=rngs,
         )
         self.norm = nnx.BatchNorm(
-            channels, momentum=0.9, epsilon=1e-5, dtype=dtype,
+            channels, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name,
             scale_init=_normal(1, 5e-4), bias_init=_normal(0, 5e-4), rngs=rngs,
         )
         self.implicit = nnx.data(None)  # UCN puts an ImplicitBias here
@@ -51,6 +51,7 @@ class UCN(nnx.Module):
         implicit: implicit-bias neurons, or standard ones.
         kernel_size: side of the square filters; None takes the paper's round(0.15 * size) of each axis, at least 1.
         dtype: of the computation outside the solver, e.g. jnp.bfloat16; parameters and solver stay float32.
+        axis_name: name of a mapped axis that the batch is spread over: batch norm then takes the whole batch's statistics.
         lam, p, train_lam, train_p, per_channel, coupling, constraint, lite, solver, adjoint, tol, max_steps: of every
             `ImplicitBias`; per_channel=True gives one lam per channel. Ignored by the twin.
 
@@ -68,6 +69,7 @@ class UCN(nnx.Module):
         implicit: bool = True,
         kernel_size: int | None = None,
         dtype=None,
+        axis_name: str | None = None,
         lam: float | Array | None = None,
         p: float = 10.0,
         train_lam: bool = True,
@@ -89,7 +91,7 @@ class UCN(nnx.Module):
         height, width, in_channels = image_shape
         kernel = tuple(kernel_size or max(1, round(0.15 * s)) for s in (height, width))
         self.blocks = nnx.List([
-            Block(channels if i else in_channels, channels, kernel, dtype=dtype, rngs=rngs)
+            Block(channels if i else in_channels, channels, kernel, dtype=dtype, axis_name=axis_name, rngs=rngs)
             for i in range(layers)
         ])
         self.head = nnx.Linear(

@@ -61,6 +61,8 @@ class Config:
     clip_norm: float = option(1.0, "largest norm of the whole gradient of a network; 0: no clipping")
     precision: str = option("float32", "arithmetic outside the solver: full float32 products; products in TF32 where the GPU has "
                             "it (a CPU has not); or everything but solver, loss and weights in bfloat16", PRECISIONS)
+    devices: int | None = option(None, "devices to use; default: as many of those there are as the seeds divide over evenly")
+    data_devices: int = option(1, "how many of these share every batch; the seeds are spread over devices / data_devices")
     x64: bool = option(False, "weights and arithmetic in float64")
 
     out: str | None = option(None, "folder of the run; default: runs/ and a name made from the options")
@@ -68,10 +70,11 @@ class Config:
     quiet: bool = option(False, "print the final table only")
 
     # Fields that do not change the numbers, so a run may be resumed with others.
-    FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size")
+    FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size", "devices", "data_devices")
     # Fields that reach no compiled function, only its inputs (or nothing at all).
     UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "label_noise", "seeds", "first_seed", "seed",
-                                          "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet")
+                                          "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet", "devices",
+                                          "data_devices")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -88,9 +91,9 @@ class Config:
             raise ValueError(f"coupling must be channel, layer, pixel or a window such as 5x5, not {self.coupling!r}")
         self._check("train_fraction", 0 < self.train_fraction <= 1, "in (0, 1]")
         self._check("label_noise", 0 <= self.label_noise <= 1, "in [0, 1]")
-        for name in ("layers", "channels", "max_steps"):
+        for name in ("layers", "channels", "max_steps", "devices"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        for name in ("seeds", "epochs", "batch_size", "eval_batch_size"):
+        for name in ("seeds", "epochs", "batch_size", "eval_batch_size", "data_devices"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "first_seed", "seed", "clip_norm", "checkpoint_seconds"):
             self._check(name, getattr(self, name) >= 0, "at least 0")

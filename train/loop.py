@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import data, schedule, step
+from train import data, schedule, sharding, step
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -49,6 +49,8 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
     The weights and the data order of seed number i follow from fold_in(key(config.seed), i) alone, and are the same for
     both models, so a seed has the same result alone or among others, and the two models are paired.
 
+    Seeds spread over the devices there are (`sharding.make_mesh`); results do not depend on how many.
+
     Raises ValueError for a config that cannot be trained, NonFiniteLoss when training diverges.
     """
     config = config.resolved()
@@ -57,7 +59,8 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
     if config.x64 and not jax.config.jax_enable_x64:
         raise ValueError("x64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
 
-    program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn")
+    mesh = sharding.make_mesh(config.seeds, config.devices, config.data_devices)
+    program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(config.seed), jnp.arange(config.first_seed, config.first_seed + config.seeds, dtype=jnp.uint32))
     init_keys, warmup_keys, order_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3))
@@ -65,7 +68,7 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
 
     snapshot = _blank(config, program, init_keys)
     restored = resume(snapshot) if resume else None
-    snapshot = restored or dataclasses.replace(snapshot, state=_warmed_up(config, dataset, program, run, init_keys, warmup_keys))
+    snapshot = restored or dataclasses.replace(snapshot, state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys))
     rates = schedule.triangular(config.epochs, config.lr_min, config.lr_max)
     state = jax.tree.map(jnp.asarray, snapshot.state)
     for epoch in range(snapshot.epoch, config.epochs):
@@ -126,7 +129,7 @@ class _Runner:
                 "--lr-max, gradient clipping (--clip-norm 1) or a bound on lam (--constraint unique) may help.")
 
 
-def _warmed_up(config, dataset, program, run, init_keys, warmup_keys):
+def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
     """The first state: initial values, and on top of them the weights of the standard twin after the warm-up epochs.
 
     The twin has its own momentum, and runs the first rates of a schedule of its own as long as the training's.
@@ -134,7 +137,7 @@ def _warmed_up(config, dataset, program, run, init_keys, warmup_keys):
     state = program.init(init_keys)
     if not config.warmup_epochs:
         return state
-    program_sm = step.build(config, dataset.image_shape, dataset.classes, False)
+    program_sm = step.build(config, dataset.image_shape, dataset.classes, False, mesh)
     twin = program_sm.init(init_keys)
     rates = schedule.triangular(max(config.epochs, config.warmup_epochs), config.lr_min, config.lr_max)
     for epoch in range(config.warmup_epochs):

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 import ibnn_jax
+from train.sharding import over_seeds
 
 
 class State(NamedTuple):
@@ -39,7 +40,7 @@ class Program:
     parameters: int  # trained numbers in one network
 
 
-def build_model(config, image_shape, classes, key, implicit):
+def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     """The UCN a config describes, with the initial values of this key."""
     solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
                "anderson": "Anderson", "broyden": "Broyden"}
@@ -55,7 +56,7 @@ def build_model(config, image_shape, classes, key, implicit):
         lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
         solver=solver, adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
-        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None, axis_name=axis_name,
     )
 
 
@@ -65,21 +66,33 @@ def build_optimizer(config):
     return optax.chain(clip, optax.trace(decay=config.momentum))
 
 
-def build(config, image_shape, classes, implicit):
-    """The Program of a resolved config. Runs that differ in their inputs only share one, and its compiled code."""
-    return _build(config.compiled_part(), tuple(image_shape), classes, implicit)
+def build(config, image_shape, classes, implicit, mesh=None):
+    """The Program of a resolved config. Runs that differ in their inputs only share one, and its compiled code.
+
+    mesh: `sharding.make_mesh`; the seeds, and each batch, are spread over it.
+    """
+    return _build(config.compiled_part(), tuple(image_shape), classes, implicit, mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _build(config, image_shape, classes, implicit):
+def _build(config, image_shape, classes, implicit, mesh):
     dtype = jnp.float64 if config.x64 else jnp.float32
     optimizer = build_optimizer(config)
+    parts = mesh.shape["data"] if mesh else 1
+    axis = "data" if parts > 1 else None
+
+    def over_data(reduce, tree):
+        return jax.tree.map(lambda x: reduce(x, axis), tree) if axis else tree
+
+    def my_part(rows, size):
+        """This device's `size` of the rows."""
+        return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis) * size, size, -1) if axis else rows
 
     def split(model):
         return nnx.split(model, nnx.Param, ...)
 
     def abstract(implicit):
-        return nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), implicit))
+        return nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), implicit, axis))
 
     structure = {kind: split(abstract(kind))[0] for kind in {implicit, False}}
 
@@ -93,7 +106,7 @@ def _build(config, image_shape, classes, implicit):
         return optax.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels)
 
     def init(key):
-        model = build_model(config, image_shape, classes, key, implicit)
+        model = build_model(config, image_shape, classes, key, implicit, axis)
         ibnn_jax.project(model)  # an initial lam outside its bound would do harm before the first update
         _, params, rest = split(model)
         floating = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -114,6 +127,7 @@ def _build(config, image_shape, classes, implicit):
             return cross_entropy(logits, labels).mean(), (correct, split(model)[2])
 
         (value, (correct, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, gradient), correct = over_data(jax.lax.pmean, (value, gradient)), over_data(jax.lax.psum, correct)
         direction, momentum = optimizer.update(gradient, state.momentum, state.params)
         params = jax.tree.map(lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction)
         model = merge(params, rest)
@@ -126,14 +140,17 @@ def _build(config, image_shape, classes, implicit):
         steps = -(-size // batch)
         order = jax.random.permutation(key, size)
         # The last batch is filled up from the front of the order: every image is seen, every batch has one shape.
-        batches = order[jnp.arange(steps * batch) % size].reshape(steps, batch)
+        if batch % parts:
+            raise ValueError(f"a batch of {batch} images does not divide evenly over data_devices={parts}")
+        batches = my_part(order[jnp.arange(steps * batch) % size].reshape(steps, batch), batch // parts)
         state, (losses, correct) = jax.lax.scan(lambda s, rows: train_step(s, rate, images[rows], labels[rows]), state, batches)
         return state, losses, correct.sum()
 
     def evaluate(state, images, labels):
         size = len(labels)
         batch = min(config.eval_batch_size, size)
-        batches = jnp.arange(-(-size // batch) * batch).reshape(-1, batch)
+        count = -(-size // (batch * parts))  # batches of each device
+        batches = my_part(jnp.arange(parts * count * batch), count * batch).reshape(count, batch)
         model = merge(state.params, state.rest)
         model.eval()
 
@@ -156,7 +173,10 @@ def _build(config, image_shape, classes, implicit):
             return found
 
         found = jax.lax.map(one, batches)
-        total = {name: value.max(0) if name.endswith("max") else value.sum(0) for name, value in found.items()}
+        total = {
+            name: over_data(jax.lax.pmax, value.max(0)) if name.endswith("max") else over_data(jax.lax.psum, value.sum(0))
+            for name, value in found.items()
+        }
         total["loss"] = total["loss"] / size
         if "groups" in total:
             groups = total.pop("groups")
@@ -170,7 +190,7 @@ def _build(config, image_shape, classes, implicit):
         """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
         def traced(*args):
             with jax.default_matmul_precision(None if config.precision == "bfloat16" else config.precision):
-                return jax.vmap(function, in_axes=seeds)(*args)
+                return over_seeds(function, seeds, mesh)(*args)
         traced.__name__ = function.__name__
         return jax.jit(traced, compiler_options=options)
 
@@ -178,6 +198,6 @@ def _build(config, image_shape, classes, implicit):
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return Program(
-        init=compiled(init, 0, **unoptimised), adopt=compiled(adopt, 0), epoch=compiled(epoch, (0, None, 0, None, None)),
+        init=compiled(init, (0,), **unoptimised), adopt=compiled(adopt, (0, 0)), epoch=compiled(epoch, (0, None, 0, None, None)),
         evaluate=compiled(evaluate, (0, None, None)), parameters=sum(x.size for x in jax.tree.leaves(shapes)),
     )

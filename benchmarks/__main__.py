@@ -1,0 +1,29 @@
+"""The command line: `python -m benchmarks NAME [--quick] [--out runs/bench]`."""
+
+import argparse
+import importlib
+import time
+
+from benchmarks import report
+
+NAMES = ("convergence", "adjoint", "step", "scaling", "accuracy")
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=(*NAMES, "all"))
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions; all five in under five minutes")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes that still run everything; for tests")
+    parser.add_argument("--out", default="runs/bench", help="folder of the JSON, CSV and PNG files")
+    options = parser.parse_args(args)
+    size = "tiny" if options.tiny else "quick" if options.quick else "full"
+    for name in NAMES if options.name == "all" else (options.name,):
+        start = time.perf_counter()
+        print(f"\n== {name} ({size})", flush=True)
+        module = importlib.import_module(f"benchmarks.{name}")
+        report.publish(module.run(size), name, size, options.out)
+        print(f"{name}: {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What is solved: random inputs and the activations of trained networks, and the exact equation to judge by."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ibnn_jax
+
+LAMS = (-0.1, -0.5, -2.0, -5.0, -20.0, 0.03, 0.08)
+ACTIVATIONS = Path(__file__).parent / "activations.npz"
+
+
+def activations(lam: float) -> np.ndarray:
+    """y [16, 28, 28, 3] of a UCN(1, 3) trained on Fashion-MNIST at the lam of -0.5, -2 or 0.095 nearest to this one."""
+    with np.load(ACTIVATIONS) as file:
+        nearest = min((-0.5, -2.0, 0.095), key=lambda trained: abs(trained - lam))
+        return file[f"lam{nearest:g}"].astype(np.float32)
+
+
+def kinds(lam: float, groups: int, side: int) -> dict[str, np.ndarray]:
+    """name -> y [groups, side, side]: random, wide, with ties, and real activations (every other pixel when side = 14)."""
+    rng = np.random.default_rng(0)
+    shape = (groups, side, side)
+    normal = rng.normal(size=shape)
+    real = np.moveaxis(activations(lam), -1, 1).reshape(-1, 28, 28)[:, :: 28 // side, :: 28 // side][:groups, :side, :side]
+    ties = np.where(rng.random(shape) < 0.6, 0.2, normal)
+    return {k: v.astype(np.float32) for k, v in {"random": normal, "wide": 4 * normal, "ties": ties, "trained": real}.items()}
+
+
+def couplings(side: int) -> dict:
+    """name -> (coupling, shape of one group): every kind of coupling on side * side neurons."""
+    n = side * side
+    w = np.random.default_rng(1).random((n, n))
+    w = (w + w.T) / (w + w.T).sum(1).max()
+    return {
+        "Uniform": (ibnn_jax.Uniform((-2, -1)), (side, side)),
+        "Window": (ibnn_jax.Window((5, 5), axes=(-2, -1)), (side, side)),
+        "Dense": (ibnn_jax.Dense(w), (n,)),
+    }
+
+
+def true_residual(z, y, lam, p, coupling) -> np.ndarray:
+    """max|y - lam B(z) - z| per group on the exact pairwise operator in float64."""
+    with jax.enable_x64(True):
+        from ibnn_jax.problem import bind
+
+        def one(pair):
+            z, y = (x[None] for x in pair)
+            problem, layout = bind(y, lam, p, coupling)
+            return jnp.abs(problem.residual(layout.to_groups(z))).max()
+
+        z, y = (jnp.asarray(np.asarray(x), jnp.float64) for x in (z, y))
+        return np.asarray(jax.jit(lambda z, y: jax.lax.map(one, (z, y)))(z, y))

@@ -1,0 +1,54 @@
+"""Seeds and batches over simulated devices: the numbers of one device, also when a run goes on with other devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import sharding
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = ["--dataset", "digits", "--train-fraction", "0.2", "--seeds", "4", "--warmup-epochs", "1", "--batch-size", "32",
+           "--model", "both", "--tol", "1e-5", "--lr-max", "0.002", "--checkpoint-seconds", "0"]  # fmt: skip
+
+
+def train(out, devices, *options):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "train", *OPTIONS, "--out", str(out), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags})
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return {(line["model"], line["epoch"], line["seed"]): line for line in lines}
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys() and len(wanted) == 2 * 2 * 4
+    for key, line in wanted.items():
+        np.testing.assert_allclose(found[key]["test_loss"], line["test_loss"], rtol=2e-3)
+        assert abs(found[key]["test_accuracy"] - line["test_accuracy"]) < 0.01
+        if key[0] == "ibnn":
+            np.testing.assert_allclose(found[key]["lam"], line["lam"], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("one"), 1, "--epochs", "2")
+
+
+def test_four_devices_give_the_numbers_of_one(alone, tmp_path):
+    assert_same(train(tmp_path / "seeds", 4, "--epochs", "2"), alone)
+    assert_same(train(tmp_path / "both", 4, "--epochs", "2", "--data-devices", "2"), alone)
+
+
+def test_a_mesh_that_does_not_come_out_even_is_refused():
+    assert sharding.make_mesh(5, 1) is None
+    with pytest.raises(ValueError, match="there are"):
+        sharding.make_mesh(4, 4096)
+    with pytest.raises(ValueError, match="at least as many devices"):
+        sharding.make_mesh(4, None, 4096)
+    with pytest.raises(ValueError, match="divide evenly"):
+        sharding.make_mesh(4, 1, 3)
