@@ -1,0 +1,5 @@
+"""Adversarial attacks as pure functions on any logits function: they jit, and vmap over networks."""
+
+from ibnn_jax.attacks.pgd import Attacked, pgd
+
+__all__ = ["Attacked", "pgd"]
