@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ibnn_jax.problem import Problem
+from ibnn_jax.problem import Problem, all_finite
 from ibnn_jax.solution import Result, Solution, Stats
 
 State = Any  # a pytree with the fields z and r (the residual at z), every leaf led by the group axis G
@@ -120,7 +120,7 @@ def run(
 
 def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:
     """Name the outcome of each group; NaN in z and residual where it is not finite."""
-    finite = valid & jnp.isfinite(residual) & jnp.isfinite(z).all(-1)
+    finite = valid & jnp.isfinite(residual) & all_finite(z)
     converged = finite & met
     code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
     code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))

@@ -30,7 +30,7 @@ from ibnn_jax.cells import Cells, Place, Quadrature
 from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
 from ibnn_jax.iterate import collapsed_start, iterate, package, run_where, select
 from ibnn_jax.linear import conjugate_gradient
-from ibnn_jax.problem import Problem
+from ibnn_jax.problem import Problem, all_finite
 from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
@@ -143,7 +143,7 @@ class MeanField:
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid = problem.sanitised()
-        valid &= jnp.isfinite(z).all(-1) & jnp.isfinite(v).all(-1)
+        valid &= all_finite(z, v)
         v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
 
         def reduced(_, problem, found, points, v):
