@@ -27,7 +27,7 @@ def run(size):
                 wide = jnp.asarray(np.asarray(y), jnp.float64)
                 exact = [np.asarray(a) for a in _both(ibnn_jax.Newton(), lam)(wide, jnp.asarray(np.asarray(v), jnp.float64))]
             for count in cells:
-                solver = ibnn_jax.MeanField(cells=count, refined=count, polish=1)  # no second attempt: these cells alone
+                solver = ibnn_jax.MeanField(cells=(count,), polish=1)  # no second attempt: these cells alone
                 call = _both(solver, lam, tol=1e-4)
                 found = [np.asarray(a, np.float64) for a in call(y, v)]
                 told = np.isfinite(found[1]).all((1, 2))  # a group that misses the tolerance gets NaN gradients here, and is counted

@@ -16,7 +16,7 @@ SIZES = {  # groups, side, lams, input kinds, max_steps, repetitions
 }
 OURS = {
     "Picard": ibnn_jax.Picard(), "GradientDescent": ibnn_jax.GradientDescent(), "Anderson": ibnn_jax.Anderson(),
-    "Broyden": ibnn_jax.Broyden(), "Newton": ibnn_jax.Newton(), "MeanField": ibnn_jax.MeanField(cells=64, refined=256),
+    "Broyden": ibnn_jax.Broyden(), "Newton": ibnn_jax.Newton(), "MeanField": ibnn_jax.MeanField(cells=(64, 256)),
 }  # fmt: skip
 
 

@@ -121,8 +121,8 @@ Y = np.zeros((2, 8, 8, 3), np.float32)
     (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), adjoint="implicit"), "adjoint"),
     (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), adjoint=ib.Unrolled()), "MeanField"),
     (lambda: ib.Phantom(0), "k >= 1"),
-    (lambda: ib.MeanField(cells=3), "at least 4"),
-    (lambda: ib.MeanField(refined=8), "at least cells"),
+    (lambda: ib.MeanField(cells=(3,)), "at least 4"),
+    (lambda: ib.MeanField(cells=(16, 8)), "increasing"),
     (lambda: ib.energy(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
     (lambda: ib.solve_adjoint(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
 ])  # fmt: skip

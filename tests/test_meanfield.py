@@ -54,7 +54,7 @@ def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
 
 def test_the_knob_takes_it_to_1e_minus_5(exact):
     y, lam, p = grid()
-    solver = ib.MeanField(cells=64, refined=256)
+    solver = ib.MeanField(cells=(64, 256))
     found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=solver, tol=2e-7))(jnp.asarray(y))
     assert found.stats.converged.all()
     assert float(jnp.abs(found.value - exact.value).max()) < 1e-5
@@ -65,7 +65,7 @@ def test_error_falls_with_the_fourth_power_of_the_cells():
     exact = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=ib.Newton()).value
     errors = []
     for cells in (16, 32, 64):
-        solver = ib.MeanField(cells=cells, refined=cells, polish=1)  # no pairwise finish: the points alone
+        solver = ib.MeanField(cells=(cells,), polish=1)  # no pairwise finish: the points alone
         found = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=solver, tol=1e-9)
         errors.append(float(jnp.abs(found.value - exact).max()))
         assert (found.stats.residual > 1e-9).all()  # and it says what it could not reach
@@ -74,9 +74,9 @@ def test_error_falls_with_the_fourth_power_of_the_cells():
 
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
-    found = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(refined=16, polish=100))
+    found = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(cells=(16,), polish=100))
     assert found.result[0] == ib.Result.MAX_STEPS and not found.stats.converged[0]
-    finished = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(refined=16))
+    finished = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(cells=(16,)))
     assert finished.stats.converged[0]
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.cells import Cells, Place, Quadrature
@@ -72,10 +72,8 @@ class Kept(NamedTuple):
     """What the adjoint needs of a solution."""
 
     found: "Found"
-    points: Points
-    refined: Points  # meaningful in the groups of `missed` only
-    missed: Bool[Array, "G"]  # groups for which `points` were too few
-    exact: Bool[Array, "G"]  # and `refined` as well: their adjoint is solved pairwise
+    points: list[Points]  # of every attempt; those after the first have values in the groups that needed them only
+    attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
 @dataclass(frozen=True)
@@ -84,29 +82,26 @@ class MeanField:
 
     The reported residual is that of the points plus the estimated errors of the quadrature and of the interpolation, so
     it speaks of the equation of the neurons. Groups whose estimate exceeds the tolerance (inputs spread over many widths
-    1/p, or T steep next to the uniqueness bound) are solved again with `refined` cells, and those that still miss it
-    are finished by pairwise Newton, at O(n^2) per step: both for these groups only.
+    1/p, or T steep next to the uniqueness bound) are solved again with more cells, and those that miss it every time
+    are finished by pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
-        cells: m; the error falls as m^-4 once p * (range of y) / m < 1.
-        refined: m of the second attempt.
+        cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. Attempts with
+            as many points as neurons are left out.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
 
     Raises:
-        ValueError: cells < 4, refined < cells.
+        ValueError: cells empty, not increasing, or less than 4.
     """
 
-    cells: int = 16
-    refined: int = 96
+    cells: tuple[int, ...] = (16, 48, 192)
     default_tol: float = 1e-4
     polish: int = 20_000
 
     def __post_init__(self):
-        if self.cells < 4:
-            raise ValueError(f"MeanField: cells must be at least 4; got {self.cells}")
-        if self.refined < self.cells:
-            raise ValueError(f"MeanField: refined must be at least cells = {self.cells}; got {self.refined}")
+        if not self.cells or list(self.cells) != sorted(set(self.cells)) or self.cells[0] < 4:
+            raise ValueError(f"MeanField: cells must be increasing numbers, the first at least 4; got {self.cells}")
 
     @staticmethod
     def fits(op: Operator) -> bool:
@@ -117,11 +112,12 @@ class MeanField:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid = problem.sanitised()
         threshold = problem.tolerance(tol)
-        found, points = _attempt(problem, self.cells, tol, max_steps)
+        def retry(count):
+            def again(state, problem, coarser):
+                found, points = _attempt(problem, count, tol, max_steps, coarser)
+                return found._replace(steps=state[0].steps + found.steps), points
 
-        def refine(state, problem, points):
-            again, refined = _attempt(problem, self.refined, tol, max_steps, points)
-            return again._replace(steps=state[0].steps + again.steps), refined
+            return again
 
         def pairwise(found, problem):
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
@@ -129,22 +125,30 @@ class MeanField:
             z, _, stats = iterate(Newton(), problem, start, tol=tol, max_steps=max_steps)
             return Found(problem.op.bias(z, problem.p), found.slope, stats.residual, found.steps + stats.steps)
 
-        missed = exact = valid & ~(found.residual <= threshold)
-        refined = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: refine((found,), problem, points)[1]))
-        if problem.y.shape[1] > 2 * self.refined:
-            found, refined = run_where(missed, refine, (found, refined), problem, points)
-            exact = valid & ~(found.residual <= threshold)
+        found, first = _attempt(problem, self.cells[0], tol, max_steps)
+        points = [first]
+        missed = valid & ~(found.residual <= threshold)
+        attempt = missed.astype(jnp.int32)
+        for count in self.cells[1:]:
+            if 2 * count < problem.y.shape[1]:
+                shapes = jax.eval_shape(lambda again=retry(count): again((found,), problem, points[-1])[1])  # noqa: B023
+                blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+                found, again = run_where(missed, retry(count), (found, blank), problem, points[-1], chunk=_chunk(count))
+                points.append(again)
+                missed = valid & ~(found.residual <= threshold)
+                attempt += missed
         if problem.y.shape[1] <= self.polish:
-            found = run_where(exact, pairwise, found, problem)
+            found = run_where(missed, pairwise, found, problem)
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
-        return solution, Kept(found, points, refined, missed, exact)
+        return solution, Kept(found, points, attempt)
 
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid = problem.sanitised()
         valid &= all_finite(z, v)
         v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
+        later = [(valid & (kept.attempt == k), points) for k, points in enumerate(kept.points)][1:]
 
         def reduced(_, problem, found, points, v):
             return _solve_adjoint(problem, found, points, v, options)
@@ -152,23 +156,31 @@ class MeanField:
         def pairwise(_, problem, z, v):
             return solve_adjoint_groups(problem, z, v, options).value
 
-        refined = valid & kept.missed & ~kept.exact
-        solved = reduced(None, problem, kept.found, kept.points, v_safe)
-        u, ok = run_where(refined, reduced, solved, problem, kept.found, kept.refined, v_safe)
-        exact = valid & (kept.exact | ~ok)
+        solved = reduced(None, problem, kept.found, kept.points[0], v_safe)
+        for mask, points in later:
+            solved = run_where(mask, reduced, solved, problem, kept.found, points, v_safe, chunk=_chunk(points.cells.count))
+        u, ok = solved
+        exact = valid & ((kept.attempt == len(kept.points)) | ~ok)
         if z.shape[1] <= self.polish:
             u = run_where(exact, pairwise, u, problem, z, v_safe)
         else:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
-        by_p = run_where(refined, lambda _, *x: _bias_by_p(*x), _bias_by_p(problem, kept.points), problem, kept.refined)
+        by_p = _bias_by_p(problem, kept.points[0])
+        for mask, points in later:
+            by_p = run_where(mask, lambda _, *x: _bias_by_p(*x), by_p, problem, points)
         if z.shape[1] <= self.polish:
             along_p = lambda _, problem, z: jax.jvp(lambda p: problem.op.bias(z, p), (problem.p,), (jnp.ones_like(problem.p),))[1]
             by_p = run_where(exact, along_p, by_p, problem, z)
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
+
+
+def _chunk(count: int) -> int:
+    """Groups solved together in a later attempt: few enough for their matrices to stay in the cache."""
+    return max(1, 600_000 // (2 * count + 1) ** 2)
 
 
 class Found(NamedTuple):
