@@ -53,8 +53,7 @@ class Quadrature(NamedTuple):
     points: Float[Array, "G 2m+1"]
     weights: Float[Array, "G 2m+1"]
     inner: Float[Array, "G m"]  # where in its cell each inner point lies, in (0, 1)
-    defect: Float[Array, "G m"]  # what a fourth derivative / 24 costs: sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2, taken
-    # from the lower moments as if the neurons were spread evenly over the cell (nothing, if all are equal; 5 times that at most)
+    defect: Float[Array, "G m"]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2: what a fourth derivative / 24 costs
 
 
 class Place(NamedTuple):
@@ -67,14 +66,16 @@ class Place(NamedTuple):
     def quadrature(self, weights: Float[Array, "G n"] | float) -> Quadrature:
         """The points that replace neurons of the given non-negative weights."""
         u, (nodes, step) = self.u, self.cells
-        w = weights * jnp.ones_like(u)
-        m0, m1, m2, m3 = self._moments([w, w * u, w * u * u, w * u * u * u])
-        bubble, first = m1 - m2, m2 - m3  # moments of u (1 - u)
-        inner = jnp.clip(jnp.where(bubble > 0, first / jnp.where(bubble > 0, bubble, 1), 0.5), 1e-3, 1 - 1e-3)
-        weight = jnp.maximum(bubble, 0) / (inner * (1 - inner))
-        right = jnp.maximum(m1 - weight * inner, 0)
-        left = jnp.maximum(m0 - weight - right, 0)
-        defect = jnp.maximum(bubble, 0) * inner * (1 - inner) / 5 * step**4
+        powers = [weights * jnp.ones_like(u)]
+        for _ in range(4):
+            powers.append(powers[-1] * u)
+        m = self._moments(powers)
+        b0, b1, b2 = (m[k + 1] - m[k + 2] for k in range(3))  # moments of u (1 - u)
+        inner = jnp.clip(jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3)
+        weight = jnp.maximum(b0, 0) / (inner * (1 - inner))
+        right = jnp.maximum(m[1] - weight * inner, 0)
+        left = jnp.maximum(m[0] - weight - right, 0)
+        defect = jnp.maximum(b2 - 2 * inner * b1 + inner**2 * b0, 0) * step**4
         points = jnp.concatenate([nodes, nodes[:, :-1] + inner * step], axis=1)
         return Quadrature(points, jnp.concatenate([_at_nodes(left, right), weight], axis=1), inner, defect)
 

@@ -49,7 +49,7 @@ def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
     tolerance = 1e-4 * (1 + abs(y).max(-1) + abs(lam[..., 0]))
     assert (np.asarray(residual) <= 1.5 * tolerance + 1e-5).all()
     amplified = np.where(lam[..., 0] > 0, 10, 1) * tolerance  # the Hessian's smallest eigenvalue is 0.1 at 0.9 of the bound
-    assert (np.asarray(jnp.abs(z - exact.value).max(-1)) <= amplified).all()
+    assert (np.asarray(jnp.abs(z - exact.value).max(-1)) <= 1.5 * amplified + 1e-5).all()
 
 
 def test_the_knob_takes_it_to_1e_minus_5(exact):

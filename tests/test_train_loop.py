@@ -124,7 +124,7 @@ def test_warm_up_is_training_of_the_twin():
         order = jax.vmap(jax.random.fold_in, (0, None))(warm_keys, epoch)
         state, _, _ = program.epoch(state, jnp.float32(rate), order, jnp.asarray(tests.train_images), jnp.asarray(tests.train_labels))
     run = loop._Runner(config, tests, lambda: None)
-    warm = loop._warmed_up(config.resolved(), tests, program, run, init_keys, warm_keys)
+    warm = loop._warmed_up(config.resolved(), tests, program, None, run, init_keys, warm_keys)
     for ours, theirs in zip(jax.tree.leaves((warm.params, warm.rest)), jax.tree.leaves((state.params, state.rest)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(warm.momentum))
