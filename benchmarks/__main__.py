@@ -14,7 +14,7 @@ NAMES = ("convergence", "adjoint", "step", "scaling", "accuracy")
 def main(args=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*NAMES, "all"))
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions; all five in under five minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes that still run everything; for tests")
     parser.add_argument("--out", default="runs/bench", help="folder of the JSON, CSV and PNG files")
     options = parser.parse_args(args)
