@@ -42,8 +42,7 @@ def run(size):
                 if (coupling_name, kind) == ("Uniform", "trained") and lam == lams[min(1, len(lams) - 1)]:
                     curves = {"lam": lam} | {k: _trace(s, y, lam, coupling, max_steps) for k, s in ours.items() if k != "MeanField"}
     summary = _summary(rows)
-    for line in report.table(summary, list(summary[0])).splitlines():
-        print(line)
+    print(report.table(summary, list(summary[0])))
     columns = ["coupling", "input", "lam", "solver", "converged", "steps", "milliseconds", "residual"]
     return report.Report(rows, columns, lambda figure: _draw(figure, summary, curves))
 

@@ -25,14 +25,7 @@ class Report:
 
 def seconds(f, *args, repetitions: int = 10):
     """Median wall time of f(*args) after one call that compiles it and one that warms it up; f's output is waited for."""
-    for _ in range(2):
-        jax.block_until_ready(f(*args))
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready(f(*args))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return alternating({"f": lambda: f(*args)}, repetitions)["f"]
 
 
 def alternating(functions: dict, repetitions: int = 10) -> dict[str, float]:

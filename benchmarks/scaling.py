@@ -34,10 +34,8 @@ def run(size):
         rows.append(_one("seeds", count, y, ibnn_jax.Uniform((-3, -2)), repetitions, vmapped=True))
     for count in devices:
         rows.append({"axis": "devices (simulated)", "size": count} | _on_devices(count, side, repetitions))
-    for axis in dict.fromkeys(r["axis"] for r in rows):
-        mine = [r for r in rows if r["axis"] == axis]
-        for row in mine:
-            row["ns per neuron"] = 1e6 * row["milliseconds"] / row["neurons"]
+    for row in rows:
+        row["ns per neuron"] = 1e6 * row["milliseconds"] / row["neurons"]
     return report.Report(rows, ["axis", "size", "neurons", "milliseconds", "ns per neuron", "MB", "useful %"], lambda f: _draw(f, rows))
 
 

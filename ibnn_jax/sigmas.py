@@ -38,9 +38,12 @@ class Sigma:
             return self.slope(t)
         return jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
 
-    def curvature(self, t: Array) -> Array:
-        """sigma''(t), elementwise."""
-        return jax.jvp(self.derivative, (t,), (jnp.ones_like(t),))[1]
+    def differentiated(self, order: int) -> Callable[[Array], Array]:
+        """sigma differentiated `order` times, elementwise."""
+        if order < 2:
+            return (self.value, self.derivative)[order]
+        lower = self.differentiated(order - 1)
+        return lambda t: jax.jvp(lower, (t,), (jnp.ones_like(t),))[1]
 
 
 def _log_cosh(t):

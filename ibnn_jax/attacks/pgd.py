@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -68,8 +69,8 @@ def pgd(
     step_size = 2.5 * eps / steps if step_size is None else step_size
     axes = tuple(range(1, images.ndim))
 
-    def cross_entropy(network, x):
-        return -jnp.take_along_axis(jax.nn.log_softmax(network(x)), labels[:, None], 1)[:, 0]
+    def cross_entropy(scores):
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
 
     def length(d):
         return jnp.sqrt((d**2).sum(axes, keepdims=True))
@@ -93,7 +94,7 @@ def pgd(
         return project(images + eps * shrink * noise / jnp.maximum(length(noise), 1e-12))
 
     def ascend(x, _):
-        gradient = jax.grad(lambda x: cross_entropy(logits, x).sum())(x)
+        gradient = jax.grad(lambda x: cross_entropy(logits(x)).sum())(x)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         if norm == "linf":
             direction = jnp.sign(gradient)
@@ -103,7 +104,7 @@ def pgd(
 
     def judge(x):
         scores = target(x)
-        loss = -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], 1)[:, 0]
+        loss = cross_entropy(scores)
         return Attacked(x, loss, (scores.argmax(-1) != labels) & jnp.isfinite(loss))
 
     def worse(a, b):

@@ -16,7 +16,6 @@ The adjoint (I + lam DB) u = v reduces in the same way: with K(t) = p sigma'(p t
 where x solves the adjoint system of the points for the right-hand side b.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,6 +111,7 @@ class MeanField:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid = problem.sanitised()
         threshold = problem.tolerance(tol)
+
         def retry(count):
             def again(state, problem, coarser):
                 found, points = _attempt(problem, count, tol, max_steps, coarser)
@@ -215,7 +215,7 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
     start = collapsed_start(small)
     if coarser is not None:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
-        start = select(problem.unique & jnp.isfinite(guess).all(-1), guess, start)
+        start = select(problem.unique & all_finite(guess), guess, start)
     solution = iterate(Newton(linear_tol=0.05), small, start, tol=tol, max_steps=max_steps)
     z = solution.value
     t = z[:, : cells.count + 1]
@@ -235,7 +235,7 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
     steep = p / jnp.minimum(y1[:, 1:], y1[:, :-1])
     difference = points.inner[:, None, :] - points.at_nodes[:, :, None]
-    fourth = jnp.abs(_derivative(problem.op.sigma, 4)(p[:, :, None] * difference))
+    fourth = jnp.abs(problem.op.sigma.differentiated(4)(p[:, :, None] * difference))
     quadrature_error = jnp.einsum("gtc,gc->gt", fourth, quadrature.defect * steep**4).max(-1) / 12
     cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
@@ -252,14 +252,13 @@ def _solve_adjoint(problem: Problem, found: Found, points: Points, v, options: I
     place = points.cells.locate(problem.y)
     force, torque = place.spread(found.slope * v / v.shape[1])
     torque = p * torque / points.y1
-    first, second = _sums(problem, points.at_nodes, z, force, (1,))[0], _sums(problem, points.at_nodes, z, torque, (2,))[0]
-    b = p * (first + second)
+    t = points.at_nodes
+    b = p * (_sums(problem, t, z, force, (1,))[0] + _sums(problem, t, z, torque, (2,))[0])
     matrix, inverse_diagonal = Problem(points.quadrature.points, lam, p, PointsOperator(z.shape[1:], sigma, weight)).hessian(z)
     inner = conjugate_gradient(
         matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * jnp.abs(b).max(-1),
         max_steps=options.max_steps, active=jnp.isfinite(b).all(-1), weight=weight,
     )
-    t = points.at_nodes
     from_nodes = _sums(problem, t, t, force, (2, 3)), _sums(problem, t, t, torque, (3, 4))
     from_points = _sums(problem, z, t, weight * inner.x, (1, 2, 3))
     h0 = b[:, : t.shape[1]] - lam * p * from_points[0]
@@ -281,12 +280,4 @@ def _bias_by_p(problem: Problem, points: Points) -> Float[Array, "G n"]:
 def _sums(problem: Problem, z, t, v, orders) -> list[Array]:
     """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
     x = problem.p[:, :, None] * (z[:, None, :] - t[:, :, None])
-    return [jnp.einsum("gtl,gl->gt", _derivative(problem.op.sigma, k)(x), v) for k in orders]
-
-
-def _derivative(sigma: Sigma, order: int) -> Callable[[Array], Array]:
-    """sigma differentiated `order` times."""
-    f = sigma.value if order == 0 else sigma.derivative
-    for _ in range(order - 1):
-        f = (lambda g: lambda x: jax.jvp(g, (x,), (jnp.ones_like(x),))[1])(f)
-    return f
+    return [jnp.einsum("gtl,gl->gt", problem.op.sigma.differentiated(k)(x), v) for k in orders]
