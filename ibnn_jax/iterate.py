@@ -1,5 +1,6 @@
 """The only solver loop: it counts, stops, freezes finished groups and notices non-finite values."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -64,38 +65,34 @@ class _Carry(NamedTuple):
     trace: Array | None
 
 
-def iterate(solver: Solver, problem: Problem, start: Float[Array, "G n"] | None = None, **options) -> Solution:
-    """`run` without the final state."""
-    return run(solver, problem, start, **options)[0]
-
-
-def run(
+def iterate(
     solver: Solver,
     problem: Problem,
     start: Float[Array, "G n"] | None = None,
     *,
     tol: float,
     max_steps: int,
-    where: Bool[Array, "G"] | None = None,
     trace: bool = False,
     unrolled: bool = False,
-) -> tuple[Solution, State]:
+) -> Solution:
     """Run a solver until every group meets `problem.tolerance(tol)`, fails, or max_steps is reached.
 
     A group with a NaN or infinity in y, lam or p is set aside at once and gets NaN back; the others do not notice.
-    Groups outside `where` stay at the start and take no step. With unrolled=True the loop is a scan of exactly
-    max_steps steps, through which reverse mode differentiates. Returns the Solution and the solver's last state.
+    With unrolled=True the loop is a scan of exactly max_steps steps, through which reverse mode differentiates.
     """
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(tol)
-    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start, problem.y))
+    # The equation knows differences only: without the common part of y they round less.
+    centre = jax.lax.stop_gradient(problem.y.mean(-1, keepdims=True))
+    problem = dataclasses.replace(problem, y=problem.y - centre)
+    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start - centre, problem.y))
 
     def norm_of(state):
         return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
 
     norm = norm_of(state)
     history = jnp.zeros((len(norm), max_steps + 1), norm.dtype).at[:, 0].set(norm) if trace else None
-    active = valid & (norm > threshold) & (True if where is None else where)
+    active = valid & (norm > threshold)
     carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(norm), jnp.int32), active, history)
 
     def body(carry):
@@ -114,8 +111,7 @@ def run(
     history = carry.trace
     if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
         history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
-    solution = package(problem, valid, carry.state.z, carry.norm, carry.norm <= threshold, carry.steps, history)
-    return solution, carry.state
+    return package(problem, valid, carry.state.z + centre, carry.norm, carry.norm <= threshold, carry.steps, history)
 
 
 def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:
