@@ -65,7 +65,8 @@ def run(size):
         y = jnp.asarray(inputs.kinds(lam, groups, side)["trained"])
         v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
         with jax.enable_x64(True):
-            exact = [np.asarray(g) for g in _gradient(dict(ours())["Implicit, Newton"])(*(jnp.asarray(np.asarray(x), jnp.float64) for x in (y, lam, v)))]
+            double = [jnp.asarray(np.asarray(x), jnp.float64) for x in (y, lam, v)]
+            exact = [np.asarray(g) for g in _gradient(dict(ours())["Implicit, Newton"])(*double)]
         for name, solve in [*ours(), *theirs()]:
             compiled = _gradient(solve).lower(y, jnp.float32(lam), v).compile()
             call = lambda y, v: compiled(y, jnp.float32(lam), v)

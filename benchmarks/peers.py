@@ -1,7 +1,6 @@
 """Solvers of other libraries: make(lam, p, coupling, tol, max_steps) gives y [groups, ...] -> (z, steps [groups])."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ibnn_jax.problem import bind

@@ -70,7 +70,8 @@ mesh = jax.make_mesh((count,), ("data",))
 spec = PartitionSpec("data")
 y = np.random.default_rng(0).normal(size=(64, side, side, 3)).astype(np.float32) * 0.3
 y = jax.device_put(y, NamedSharding(mesh, spec))
-call = jax.jit(jax.shard_map(scaling._call(ibnn_jax.Uniform((-3, -2)), False), mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False))
+call = scaling._call(ibnn_jax.Uniform((-3, -2)), False)
+call = jax.jit(jax.shard_map(call, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False))
 print(json.dumps({"neurons": y.size, "milliseconds": 1e3 * report.seconds(call, y, jnp.ones_like(y), repetitions=repetitions)}))
 """
 

@@ -27,7 +27,8 @@ def run(size):
     for name in names:
         for count in seeds:
             rows += _network(name, lams, batch, count, warmup, repetitions)
-    columns = ["network", "seeds", "lam", "step ms", "step / twin", "inference / twin", "compile s", "true residual", "forward ms", "adjoint ms"]
+    columns = ["network", "seeds", "lam", "step ms", "step / twin", "inference / twin", "compile s", "true residual", "forward ms",
+               "adjoint ms"]
     return report.Report(rows, columns, lambda figure: _draw(figure, rows))
 
 
@@ -128,7 +129,8 @@ def _pieces(y, lam, repetitions):
     residual = inputs.true_residual(z[few], y[few], lam, 10.0, coupling)
     one = 1e3 * report.seconds(forward, y, repetitions=repetitions)
     return {
-        "true residual": float(residual.max()), "forward ms": one, "adjoint ms": 1e3 * report.seconds(back, y, v, repetitions=repetitions) - one,
+        "true residual": float(residual.max()), "forward ms": one,
+        "adjoint ms": 1e3 * report.seconds(back, y, v, repetitions=repetitions) - one,
         "neurons": bind(y, lam, 10.0, coupling)[0].y.size, "steps": int(stats.steps.max()), "converged": float(stats.converged.mean()),
     }  # fmt: skip
 

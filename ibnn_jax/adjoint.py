@@ -8,7 +8,6 @@ At a solution, r(z; theta) = y - lam B(z) - z = 0, so dz/dtheta = H^-1 dr/dtheta
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float

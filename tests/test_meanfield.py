@@ -27,7 +27,8 @@ def grid():
 
 
 def true_residual(z, y, lam, p):
-    bias = jax.lax.map(lambda a: jnp.tanh(a[1] * (a[0][None, :] - a[0][:, None])).mean(-1), (z.reshape(-1, N), jnp.broadcast_to(p, (*z.shape[:-1], 1)).reshape(-1, 1, 1)))
+    slopes = jnp.broadcast_to(p, (*z.shape[:-1], 1)).reshape(-1, 1, 1)
+    bias = jax.lax.map(lambda a: jnp.tanh(a[1] * (a[0][None, :] - a[0][:, None])).mean(-1), (z.reshape(-1, N), slopes))
     return y - lam * bias.reshape(z.shape) - z
 
 

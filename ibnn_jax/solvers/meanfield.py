@@ -131,7 +131,7 @@ class MeanField:
         attempt = missed.astype(jnp.int32)
         for count in self.cells[1:]:
             if 2 * count < problem.y.shape[1]:
-                shapes = jax.eval_shape(lambda again=retry(count): again((found,), problem, points[-1])[1])  # noqa: B023
+                shapes = jax.eval_shape(lambda: retry(count)((found,), problem, points[-1])[1])
                 blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
                 found, again = run_where(missed, retry(count), (found, blank), problem, points[-1], chunk=_chunk(count))
                 points.append(again)
