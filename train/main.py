@@ -33,18 +33,23 @@ def refusing(*kinds):
 def main(arguments=None):
     """Run the command line; returns the exit status: 0, 1 after an error, 128 + the signal when stopped by one."""
     config = configs.parse(arguments).resolved()
-    folder = records.RunFolder(config)
+
+    def body(caught):
+        say = (lambda *_: None) if config.quiet else (lambda text: print(text, flush=True))
+        _show(complete(config, caught, say, lambda path: print(f"This run is finished already; delete {path} to train it again.\n")))
+
+    return command(body)
+
+
+def command(body):
+    """Call body(caught) as a program; returns the exit status.
+
+    caught collects the numbers of SIGTERM and SIGINT: whoever trains looks at it, saves and raises Stopped.
+    """
     caught = []
     handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with contextlib.ExitStack() as stack:
-            with refusing(ValueError, OSError):
-                stack.enter_context(folder.held())
-            if folder.finished():
-                print(f"This run is finished already; delete {folder.path} to train it again.\n")
-            else:
-                _run(config, folder, caught)
-            _show(folder)
+        body(caught)
         return 0
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
@@ -57,6 +62,22 @@ def main(arguments=None):
             signal.signal(number, handler)
 
 
+def complete(config, caught, say, already=lambda path: None):
+    """Train what a resolved config describes, or what is missing of it; returns its RunFolder, finished.
+
+    say(text) is told of the progress, already(path) that there was nothing to do. Raises Refused, Stopped.
+    """
+    folder = records.RunFolder(config)
+    with contextlib.ExitStack() as stack:
+        with refusing(ValueError, OSError):
+            stack.enter_context(folder.held())
+        if folder.finished():
+            already(folder.path)
+        else:
+            _run(config, folder, caught, say)
+    return folder
+
+
 def _leave(status):
     """End now: a normal exit would wait for the epoch that the device is still working on."""
     sys.stdout.flush()
@@ -64,14 +85,13 @@ def _leave(status):
     os._exit(status)
 
 
-def _run(config, folder, caught):
+def _run(config, folder, caught, say):
     import jax  # late: an error in the options, or a finished run, needs no JAX
 
     if config.x64:
         jax.config.update("jax_enable_x64", True)
     from train import loop, plots
 
-    say = (lambda *_: None) if config.quiet else (lambda text: print(text, flush=True))
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
     with refusing(ValueError, OSError, ImportError):
         dataset = loop.prepare(config)

@@ -1,0 +1,5 @@
+import sys
+
+from train.experiments.main import main
+
+sys.exit(main())

@@ -1,0 +1,49 @@
+"""Fig. 3: how much training data a network needs."""
+
+from train.experiments import results, style
+
+TITLE = "Best test accuracy against the share of training data (Fig. 3)"
+PAPER = "IBNN needs 29-82% of the data for the SM's best accuracy."
+
+
+def points(study):
+    fractions = (1.0, 0.3) if study.options.quick else (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)
+    return [{"variant": v, "fraction": f} for v in study.variants() for f in fractions]
+
+
+def measure(study, point):
+    return study.outcomes(point["variant"], train_fraction=study.options.train_fraction * point["fraction"])
+
+
+def draw(figure, rows):
+    axis = figure.subplots()
+    for variant in results.unique(rows, "variant"):
+        style.band(axis, results.pick(rows, variant=variant), "fraction", "best", variant, scale=100)
+    best = _sm_best(rows)
+    axis.axhline(100 * best, linestyle="--", color="#e377a2", linewidth=1, label="SM with all of the data")
+    for variant, share in _needed(rows).items():
+        if share is not None:
+            axis.axvline(share, linestyle=":", color=style.colour(variant), linewidth=1)
+    axis.set(xlabel="share of the training data", ylabel="best test accuracy, %")
+    axis.legend(fontsize=8)
+
+
+def _sm_best(rows):
+    return results.curve(results.pick(rows, variant="sm"), "fraction", "best")[1][-1]
+
+
+def _needed(rows):
+    """Variant -> the share of the data with which its median reaches the SM's with all of it; None where it never does."""
+    shares = {}
+    for variant in results.unique(rows, "variant")[1:]:
+        x, middle, *_ = results.curve(results.pick(rows, variant=variant), "fraction", "best")
+        shares[variant] = results.crossing(x, middle, _sm_best(rows))
+    return shares
+
+
+def verdict(rows):
+    parts = [f"The SM reaches {style.percent(_sm_best(rows))} with all of the data"]
+    for variant, share in _needed(rows).items():
+        needs = "never reaches that" if share is None else f"reaches that with {style.percent(share)} of it"
+        parts.append(f"{style.name(variant)} {needs}")
+    return "; ".join(parts) + "." + style.diverged(rows)

@@ -1,0 +1,67 @@
+"""The command `python -m train.experiments`: measure what is missing, then the figure and the verdict."""
+
+import importlib
+import time
+
+from tqdm import tqdm
+
+from train import main as training
+from train import records
+from train.experiments import options, show
+from train.experiments.results import Results, label
+from train.experiments.study import Study
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit status, as `python -m train` does."""
+    names, chosen = options.parse(arguments)
+    return training.command(lambda caught: [run(name, chosen, caught) for name in names])
+
+
+def run(name, chosen, caught=()):
+    """One experiment: its folder, with every point measured, the figure drawn and the verdict written."""
+    experiment = importlib.import_module(f"train.experiments.{name}")
+    folder = chosen.folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{experiment.TITLE}: {folder}", flush=True)
+    finished = folder / "about.json"
+    if not finished.exists():
+        with tqdm(desc=name, unit="point", dynamic_ncols=True) as bar:
+            study = Study(chosen, caught, lambda text: bar.set_postfix_str(text[:100]))
+            _measure(experiment, study, Results(folder), bar)
+        records.write_json(finished, {"experiment": name} | _about(chosen, folder))
+    print(show.show(name, folder), flush=True)
+    return folder
+
+
+def _measure(experiment, study, results, bar):
+    points = experiment.points(study)
+    bar.reset(total=len(points))
+    for point in points:
+        bar.set_description_str(f"{experiment.__name__.split('.')[-1]} {label(point)}")
+        if not results.has(point):
+            start = time.monotonic()
+            rows = experiment.measure(study, point)
+            if study.caught:
+                raise training.Stopped(f"{sum(map(results.has, points))} of {len(points)} points are saved in {results.path.parent}")
+            results.add(point, rows)
+            with open(results.path.parent / "seconds.csv", "a") as file:
+                file.write(f"{label(point)},{time.monotonic() - start:.1f}\n")
+        bar.update()
+
+
+def _about(chosen, folder):
+    import dataclasses
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    lines = (folder / "seconds.csv").read_text().splitlines()
+    return {
+        "options": dataclasses.asdict(chosen),
+        "seconds": round(sum(float(line.rsplit(",", 1)[1]) for line in lines), 1),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+    }

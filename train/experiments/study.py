@@ -1,0 +1,90 @@
+"""The networks that experiments measure: trained once, kept in one folder, shared by all experiments of one size."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from train import main as training
+from train import records
+
+# The paper trains lam without a bound; below its bound the solution is unique; lam < 0 is what the theory of robustness assumes.
+TRAINED = {"sm": {"model": "sm"}, "trained": {"model": "ibnn"}, "free": {"model": "ibnn", "constraint": "none"}}
+
+
+def fixed(lam):
+    """The name of the variant with a lam that is not trained."""
+    return f"fixed {lam:g}"
+
+
+class Study:
+    """Options, and the trained networks they imply. caught: the signals that ask to stop; say(text) is told of progress."""
+
+    def __init__(self, options, caught=(), say=lambda text: None):
+        self.options, self.caught, self.say = options, caught, say
+
+    def config(self, variant, **changes):
+        """The training run of a variant: sm, trained, free, or "fixed <lam>"."""
+        kind = TRAINED.get(variant) or {"model": "ibnn", "lam": float(variant.split()[1]), "train_lam": False}
+        config = self.options.config(**kind | changes).resolved()
+        return dataclasses.replace(config, out=str(Path(self.options.out, "networks", Path(config.out).name)))
+
+    def all_variants(self):
+        return [*TRAINED, *map(fixed, self.options.fixed_lams)]
+
+    def variants(self):
+        """sm, trained, free, and the fixed lam < 0 with the best median accuracy in plain training, which is trained if need be."""
+        def best(lam):
+            return np.nan_to_num(np.median([row["best"] for row in self.outcomes(fixed(lam))]))
+
+        return [*TRAINED, fixed(max(self.options.fixed_lams, key=best))]
+
+    def history(self, variant, **changes):
+        """`records.read` of a run, trained if need be, and whether its loss stayed finite to the end."""
+        config = self.config(variant, **changes)
+        try:
+            folder, finite = training.complete(config, self.caught, lambda text: self.say(f"{variant}: {text}")).path, True
+        except training.Refused as refused:
+            if not isinstance(refused.__cause__, FloatingPointError):
+                raise
+            folder, finite = Path(config.out), False
+        return records.read(folder).get(config.model, {}), finite
+
+    def outcomes(self, variant, **changes):
+        """A row per seed: best, last (test accuracies), epoch (of the best), train (last), lam (learned, mean over layers), finite."""
+        history, finite = self.history(variant, **changes)
+        rows = []
+        for i in range(self.options.seeds):
+            row = {"seed": i, "best": np.nan, "last": np.nan, "epoch": np.nan, "train": np.nan, "lam": np.nan, "finite": int(finite)}
+            if history:
+                accuracy = history["test_accuracy"][i]
+                row |= {"best": accuracy.max(), "last": accuracy[-1], "epoch": accuracy.argmax() + 1, "train": history["train_accuracy"][i, -1]}
+                row |= {"lam": history["lam"][i, -1].mean()} if "lam" in history else {"lam": 0.0}
+            rows.append({k: round(float(v), 6) for k, v in row.items()})
+        return rows
+
+    def parameters(self, variant, **changes):
+        """Trained numbers in one network of a run that is finished or begun."""
+        config = self.config(variant, **changes)
+        return records.read_json(Path(config.out, "setup.json"))["parameters"][config.model]
+
+    def dataset(self):
+        """The data of the networks, loaded once."""
+        from train import loop
+
+        if not hasattr(self, "_dataset"):
+            self._dataset = loop.prepare(self.config("sm"))
+        return self._dataset
+
+    def ensemble(self, variant):
+        """The trained networks of a variant (`train.ensemble.Ensemble`); None if its training did not stay finite."""
+        from train import ensemble
+
+        _, finite = self.history(variant)
+        return ensemble.load(self.config(variant), self.dataset()) if finite else None
+
+    def attacked(self):
+        """The test images that are attacked, in [0, 1], and their labels."""
+        data, count = self.dataset(), self.options.images
+        images = data.test_images[:count]
+        return (images / np.float32(255) if images.dtype == np.uint8 else images), data.test_labels[:count]
