@@ -66,7 +66,7 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
     init_keys, warmup_keys, order_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3))
     run = _Runner(config, dataset, poll or (lambda: None))
 
-    snapshot = _blank(config, program, init_keys)
+    snapshot = blank(config, program, init_keys)
     restored = resume(snapshot) if resume else None
     snapshot = restored or dataclasses.replace(snapshot, state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys))
     rates = schedule.triangular(config.epochs, config.lr_min, config.lr_max)
@@ -145,7 +145,7 @@ def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
     return program.adopt(state, twin)
 
 
-def _blank(config, program, init_keys):
+def blank(config, program, init_keys):
     """A Snapshot before the first epoch, with every array of its final shape."""
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, init_keys))
     each = (config.seeds, config.epochs)

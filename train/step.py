@@ -31,12 +31,14 @@ class Program:
     epoch(state, rate [], keys [S], images, labels) -> state, losses [S, steps], correct [S] (of steps * batch images)
     evaluate(state, images, labels) -> dict of loss [S], correct [S], lam [S, n], and for implicit layers
         solver_steps, solver_steps_max, solver_residual_max, solver_converged [S, layers]
+    network(params, rest) -> the model of one seed in evaluation mode, not jitted: to be called inside vmap or jit
     """
 
     init: Callable
     adopt: Callable
     epoch: Callable
     evaluate: Callable
+    network: Callable
     parameters: int  # trained numbers in one network
 
 
@@ -151,8 +153,7 @@ def _build(config, image_shape, classes, implicit, mesh):
         batch = min(config.eval_batch_size, size)
         count = -(-size // (batch * parts))  # batches of each device
         batches = my_part(jnp.arange(parts * count * batch), count * batch).reshape(count, batch)
-        model = merge(state.params, state.rest)
-        model.eval()
+        model = network(state.params, state.rest)
 
         def one(rows):
             real = rows < size  # the last batch is padded with the first image, which then does not count
@@ -186,6 +187,11 @@ def _build(config, image_shape, classes, implicit, mesh):
             total["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
         return total
 
+    def network(params, rest):
+        model = merge(params, rest)
+        model.eval()
+        return model
+
     def compiled(function, seeds, **options):
         """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
         def traced(*args):
@@ -199,5 +205,5 @@ def _build(config, image_shape, classes, implicit, mesh):
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return Program(
         init=compiled(init, (0,), **unoptimised), adopt=compiled(adopt, (0, 0)), epoch=compiled(epoch, (0, None, 0, None, None)),
-        evaluate=compiled(evaluate, (0, None, None)), parameters=sum(x.size for x in jax.tree.leaves(shapes)),
+        evaluate=compiled(evaluate, (0, None, None)), network=network, parameters=sum(x.size for x in jax.tree.leaves(shapes)),
     )
