@@ -47,7 +47,8 @@ def _train(key, sets, lam, p, epochs):
     x, labels, x_test, labels_test = sets
     keys = jax.random.split(key, 4)
     # lam = 0 is the standard model; m, b, then scale, shift of batch norm, then the head.
-    params = (jax.random.normal(keys[0], (2, 3)), jax.random.normal(keys[1], (3,)), jnp.ones(3), jnp.zeros(3), jax.random.normal(keys[2], (3,)), 0.0)
+    normal = jax.random.normal
+    params = (normal(keys[0], (2, 3)), normal(keys[1], (3,)), jnp.ones(3), jnp.zeros(3), normal(keys[2], (3,)), 0.0)
 
     def forward(params, x, statistics=None):
         m, b, scale, shift, c, c0 = params

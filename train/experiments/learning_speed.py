@@ -20,8 +20,8 @@ def measure(study, point):
         smooth = np.convolve(np.pad(accuracy, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
         for epoch in range(len(accuracy)):
             lam = history["lam"][i, epoch].mean() if "lam" in history else 0.0
-            rows.append({"seed": i, "epoch": epoch + 1, "accuracy": round(float(accuracy[epoch]), 6), "smooth": round(float(smooth[epoch]), 6),
-                         "lam": round(float(lam), 6), "finite": int(finite)})
+            values = {"accuracy": accuracy[epoch], "smooth": smooth[epoch], "lam": lam}
+            rows.append({"seed": i, "epoch": epoch + 1} | {k: round(float(v), 6) for k, v in values.items()} | {"finite": int(finite)})
     return rows
 
 

@@ -10,7 +10,7 @@ SIZE = (7, 6)
 
 
 def points(study):
-    shares = (0.0, 0.4) if study.options.quick else (0.0, 0.2, 0.4, 0.6)
+    shares = (0.0, 0.4) if study.options.quick else (0.0, 0.25, 0.5)
     return [{"variant": v, "wrong": s} for v in study.variants() for s in shares]
 
 
@@ -41,5 +41,6 @@ def verdict(rows):
     for variant, (shares, difference) in _advantage(rows).items():
         grows = np.all(difference[1:] > difference[0])
         text = ", ".join(f"{100 * d:+.2f} at {style.percent(s)}" for s, d in zip(shares, difference))
-        parts.append(f"{style.name(variant)} minus SM, points: {text} ({'larger' if grows else 'not larger'} at every share of wrong labels)")
+        word = "larger" if grows else "not larger"
+        parts.append(f"{style.name(variant)} minus SM, points: {text} ({word} at every share of wrong labels)")
     return "; ".join(parts) + "." + style.diverged(rows)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from train import config as configs
 
-NAMES = ("boundary2d", "less_data", "pgd", "pixle", "expressivity", "learning_speed", "memorization", "transfer", "theory", "multistability")
+NAMES = ("boundary2d", "less_data", "pgd", "pixle", "expressivity", "learning_speed", "memorization", "transfer", "theory",
+         "multistability")
 # Budgets under which all experiments together take about twenty minutes on two cores. They show that everything runs, no more.
 QUICK = {"seeds": 2, "epochs": 3, "train_fraction": 0.03, "images": 40, "fixed_lams": (-0.1,), "quick": True}
 

@@ -22,7 +22,7 @@ def measure(study, point):
     ensemble = study.ensemble(point["variant"])
     attacks = ("white-box", "worst") if point["variant"] == "sm" else ATTACKS
     if ensemble is None:
-        return [{"attack": a, "seed": s, "accuracy": np.nan, "unsolved": np.nan, "finite": 0} for a in attacks for s in range(study.options.seeds)]
+        return [{"attack": a, "seed": s, "finite": 0} for a in attacks for s in range(study.options.seeds)]
     images, labels = study.attacked()
     restarts = 1 if study.options.quick else 2
     rows, worst = [], np.zeros((ensemble.seeds, len(labels)), bool)
@@ -36,9 +36,8 @@ def measure(study, point):
 
 
 def _rows(attack, fooled, unsolved):
-    accuracy = 1 - fooled.mean(1)
-    return [{"attack": attack, "seed": s, "accuracy": round(float(a), 6), "unsolved": round(float(u), 6), "images": fooled.shape[1], "finite": 1}
-            for s, (a, u) in enumerate(zip(accuracy, unsolved))]
+    return [{"attack": attack, "seed": s, "accuracy": round(1 - float(f.mean()), 6), "unsolved": round(float(u), 6), "images": len(f), "finite": 1}
+            for s, (f, u) in enumerate(zip(fooled, unsolved))]
 
 
 def _attack(model, seed, images, labels, eps, *, attack, restarts):
@@ -68,7 +67,8 @@ def _attack(model, seed, images, labels, eps, *, attack, restarts):
 
 def draw(figure, rows):
     left, right = figure.subplots(1, 2, sharey=True)
-    for axis, attack, title in ((left, "surrogate", "the paper's attack: IBNN through the SM surrogate"), (right, "worst", "the worst attack per image")):
+    panels = (left, "surrogate", "the paper's attack: IBNN through the SM surrogate"), (right, "worst", "the worst attack per image")
+    for axis, attack, title in panels:
         for variant in results.unique(rows, "variant"):
             mine = results.pick(rows, variant=variant, attack="white-box" if variant == "sm" else attack)
             style.band(axis, mine, "eps", "accuracy", variant, coverage=1, scale=100)
@@ -87,8 +87,8 @@ def verdict(rows):
         kept = ", ".join(f"{style.percent(_median(rows, variant, a, at))} ({a})" for a in ATTACKS)
         wins = [sum(_median(rows, variant, a, e) > sm[e] for e in strongest) for a in ("surrogate", "worst")]
         share = np.nanmax(results.column(results.pick(rows, variant=variant), "unsolved"))
-        parts.append(f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's attack, "
-                     f"at {wins[1]} under the worst; attacked images with an unsolved group: at most {style.percent(share)}")
+        parts.append(f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's "
+                     f"attack, at {wins[1]} under the worst; attacked images with an unsolved group: at most {style.percent(share)}")
     return ". ".join(parts) + "." + style.diverged(rows)
 
 

@@ -58,8 +58,8 @@ class Study:
             row = {"seed": i, "best": np.nan, "last": np.nan, "epoch": np.nan, "train": np.nan, "lam": np.nan, "finite": int(finite)}
             if history:
                 accuracy = history["test_accuracy"][i]
-                row |= {"best": accuracy.max(), "last": accuracy[-1], "epoch": accuracy.argmax() + 1, "train": history["train_accuracy"][i, -1]}
-                row |= {"lam": history["lam"][i, -1].mean()} if "lam" in history else {"lam": 0.0}
+                row |= {"best": accuracy.max(), "last": accuracy[-1], "epoch": accuracy.argmax() + 1}
+                row |= {"train": history["train_accuracy"][i, -1], "lam": history["lam"][i, -1].mean() if "lam" in history else 0.0}
             rows.append({k: round(float(v), 6) for k, v in row.items()})
         return rows
 

@@ -5,8 +5,8 @@ import numpy as np
 from train.experiments import results, style
 
 TITLE = "Theory on trained networks (Methods)"
-PAPER = ("for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron stealth attack "
-         "is unfeasible (Eq. 54); lam is below the uniqueness bound.")
+PAPER = ("for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron "
+         "stealth attack is unfeasible (Eq. 54); lam is below the uniqueness bound.")
 SIZE = (11, 3.6)
 PARTS = ("layer", "loss", "stealth")
 TRIGGERS = 5
@@ -14,7 +14,7 @@ PROBES = 10
 
 
 def points(study):
-    return [{"variant": v, "part": part} for v in study.all_variants() for part in PARTS if (v, part) not in (("sm", "layer"), ("sm", "loss"))]
+    return [{"variant": v, "part": part} for v in study.all_variants() for part in PARTS if v != "sm" or part == "stealth"]
 
 
 def measure(study, point):
@@ -143,8 +143,12 @@ def _stealth(model, seed, images, train):
 def draw(figure, rows):
     axes = figure.subplots(1, 3)
     variants = [v for v in results.unique(rows, "variant")]
-    titles = ("norm of dz/dy (Eq. 32)", "curvature of the loss over the SM's", "stealth attack: verification images it shows on, %")
-    for axis, (part, names), title in zip(axes, (("layer", ("norm",)), ("loss", ("curvature", "predicted")), ("stealth", ("paper_seen", "informed_seen"))), titles):
+    panels = (
+        ("layer", ("norm",), "norm of dz/dy (Eq. 32)"),
+        ("loss", ("curvature", "predicted"), "curvature of the loss over the SM's (bar: Eq. 62)"),
+        ("stealth", ("paper_seen", "informed_seen"), "other images the stealth attack shows on, %"),
+    )
+    for axis, (part, names, title) in zip(axes, panels):
         for place, variant in enumerate(variants):
             mine = results.pick(rows, variant=variant, part=part)
             for name, marker in zip(names, "o_"):
@@ -164,12 +168,12 @@ def verdict(rows):
             continue
         text = ""
         if variant != "sm":
-            text = (f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof {value('layer', 'bound_paper'):.3g}), "
-                    f"norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian {value('loss', 'jacobian'):.2f} of the SM's and no larger on "
+            text = (f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof "
+                    f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian {value('loss', 'jacobian'):.2f} of the SM's and no larger on "
                     f"{style.percent(value('loss', 'contracted'))} of the images, curvature {value('loss', 'curvature'):.2f} "
                     f"(predicted {value('loss', 'predicted'):.2f}), ")
         text += (f"stealth: the paper's attacker hits {style.percent(value('stealth', 'paper_hit'))} of the triggers and shows on "
-                 f"{style.percent(value('stealth', 'paper_seen'))} of the other images, an informed one {style.percent(value('stealth', 'informed_hit'))} and "
-                 f"{style.percent(value('stealth', 'informed_seen'))}")
+                 f"{style.percent(value('stealth', 'paper_seen'))} of the other images, an informed one "
+                 f"{style.percent(value('stealth', 'informed_hit'))} and {style.percent(value('stealth', 'informed_seen'))}")
         parts.append(f"{style.name(variant)}: {text}")
     return ". ".join(parts) + "." + style.diverged(rows)

@@ -71,7 +71,8 @@ def _measure(sm, seed, images, labels, lam, *, config, shape):
 
 def draw(figure, rows):
     axis = figure.subplots()
-    for name, text, colour in (("accuracy", "clean", "#3b6fb6"), ("pgd", f"PGD, eps {EPS}", "#d1495b"), ("certified", "promised by Eq. (S11)", "#66a182")):
+    lines = ("accuracy", "clean", "#3b6fb6"), ("pgd", f"PGD, eps {EPS}", "#d1495b"), ("certified", "promised by Eq. (S11)", "#66a182")
+    for name, text, colour in lines:
         style.band(axis, rows, "lam", name, "sm", scale=100, color=colour, label=text)
     axis.set_xscale("symlog", linthresh=0.02)
     axis.axvline(0, color="gray", linewidth=0.8)
@@ -85,7 +86,9 @@ def verdict(rows):
     zero = int(np.flatnonzero(lams == 0)[0])
     best = int(np.nanargmax(kept))
     near = [lam for lam, a in zip(lams, accuracy) if a >= accuracy[zero] - 0.01]
-    return (f"The SM has {style.percent(accuracy[zero])}, and {style.percent(kept[zero])} under white-box PGD. Accuracy stays within one point for lam in "
-            f"[{min(near):g}, {max(near):g}]; PGD accuracy is best at lam {lams[best]:g}: {style.percent(kept[best])}. The bound of Eq. (S11) "
-            f"promises {style.percent(certified[max(zero - 1, 0)])} at lam {lams[max(zero - 1, 0)]:g}; the layer moves by at most "
-            f"{style.percent(np.nanmax(results.column([r for r in rows if r['lam'] != 0], 'distance')))} of what it allows.")
+    below = max(zero - 1, 0)
+    distance = np.nanmax(results.column([row for row in rows if row["lam"] != 0], "distance"))
+    return (f"The SM has {style.percent(accuracy[zero])}, and {style.percent(kept[zero])} under white-box PGD. Accuracy stays within one "
+            f"point for lam in [{min(near):g}, {max(near):g}]; PGD accuracy is best at lam {lams[best]:g}: {style.percent(kept[best])}. "
+            f"The bound of Eq. (S11) promises {style.percent(certified[below])} at lam {lams[below]:g}; the layer moves by at most "
+            f"{style.percent(distance)} of what it allows.")
