@@ -43,6 +43,11 @@ def test_folder_follows_the_options():
     ({"solver": "brent"}, "newton"),
     ({"x64": True, "precision": "bfloat16"}, "precision"),
     ({"train_lam": 1}, "type bool"),
+    ({"processes": 2}, "all three, and with distributed"),
+    ({"coordinator": "a:1", "processes": 2, "process": 0}, "distributed is off"),
+    ({"distributed": True, "coordinator": "a:1", "processes": 2}, "all three"),
+    ({"distributed": True, "coordinator": "a", "processes": 2, "process": 0}, "HOST:PORT"),
+    ({"distributed": True, "coordinator": "a:1", "processes": 2, "process": 2}, "from 0 to processes - 1, 1"),
 ])
 def test_wrong_values(wrong, words):
     with pytest.raises(ValueError, match=words):

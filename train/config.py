@@ -63,6 +63,11 @@ class Config:
                             "it (a CPU has not); or everything but solver, loss and weights in bfloat16", PRECISIONS)
     devices: int | None = option(None, "devices to use; default: as many of those there are as the seeds divide over evenly")
     data_devices: int = option(1, "how many of these share every batch; the seeds are spread over devices / data_devices")
+    distributed: bool = option(False, "one run of several processes; Slurm, Open MPI and TPU pods are found, elsewhere the next three "
+                               "options are needed")
+    coordinator: str | None = option(None, "HOST:PORT at which process 0 can be reached, with --distributed")
+    processes: int | None = option(None, "how many processes there are, with --distributed")
+    process: int | None = option(None, "number of this one, from 0, with --distributed")
     x64: bool = option(False, "weights and arithmetic in float64")
 
     out: str | None = option(None, "folder of the run; default: runs/ and a name made from the options")
@@ -70,11 +75,14 @@ class Config:
     quiet: bool = option(False, "print the final table only")
 
     # Fields that do not change the numbers, so a run may be resumed with others.
-    FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size", "devices", "data_devices")
+    FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size", "devices", "data_devices",
+                                    "distributed", "coordinator", "processes", "process")
     # Fields that reach no compiled function, only its inputs (or nothing at all).
     UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "label_noise", "seeds", "first_seed", "seed",
                                           "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet", "devices",
-                                          "data_devices")
+                                          "data_devices", "distributed", "coordinator", "processes", "process")
+    # Fields that each process of one run may have its own value of.
+    OWN: typing.ClassVar[tuple] = ("process", "data_dir")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -97,6 +105,15 @@ class Config:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "first_seed", "seed", "clip_norm", "checkpoint_seconds"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        addresses = [name for name in ("coordinator", "processes", "process") if getattr(self, name) is not None]
+        if addresses and not (self.distributed and len(addresses) == 3):
+            raise ValueError("coordinator, processes and process must be given all three, and with distributed; distributed is "
+                             f"{'on' if self.distributed else 'off'}, and there is {', '.join(addresses)}")
+        if addresses:
+            host, _, port = self.coordinator.rpartition(":")
+            self._check("coordinator", host and port.isdecimal() and 0 < int(port) < 65536, "HOST:PORT, such as node1:12345")
+            self._check("processes", self.processes >= 1, "at least 1")
+            self._check("process", 0 <= self.process < self.processes, f"from 0 to processes - 1, {self.processes - 1}")
         self._check("p", self.p > 0, "positive")
         self._check("tol", self.tol is None or self.tol > 0, "positive")
         self._check("lr_min", self.lr_min > 0, "positive")
@@ -119,10 +136,10 @@ class Config:
             config = dataclasses.replace(config, out=str(Path("runs") / name))
         return config
 
-    def differences(self, other):
-        """Names of the fields in which two runs are not the same, those that do not change the numbers left out."""
+    def differences(self, other, but=FREE):
+        """Names of the fields in which two runs are not the same, but for these: by default, those that do not change the numbers."""
         names = (f.name for f in dataclasses.fields(self))
-        return [n for n in names if n not in self.FREE and getattr(self, n) != getattr(other, n)]
+        return [n for n in names if n not in but and getattr(self, n) != getattr(other, n)]
 
     def compiled_part(self):
         """This config with every field at its default that no compiled function depends on: the key of their cache."""
