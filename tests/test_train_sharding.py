@@ -52,3 +52,12 @@ def test_a_mesh_that_does_not_come_out_even_is_refused():
         sharding.make_mesh(4, None, 4096)
     with pytest.raises(ValueError, match="divide evenly"):
         sharding.make_mesh(4, 1, 3)
+
+
+def test_every_process_must_get_as_many_seeds(monkeypatch):
+    monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding.jax, "devices", lambda: ["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="a multiple of 2 for the seeds"):
+        sharding.make_mesh(5)
+    with pytest.raises(ValueError, match="of the 2 processes"):
+        sharding.make_mesh(6, 3)

@@ -20,7 +20,10 @@ class Checkpoints:
 
     def __init__(self, folder):
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Among several processes the first one alone has this object: it must wait for no other.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=False, multiprocessing_options=alone)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self):
@@ -40,24 +43,25 @@ class Checkpoints:
             self._manager.save(snapshot.epoch, args=ocp.args.StandardSave(_named(snapshot)))
 
     def arrays(self):
-        """The latest Snapshot as it is on disk: name -> numpy array."""
-        return self._manager.restore(self.epoch, args=ocp.args.StandardRestore())
-
-    def restore(self, template):
-        """The latest Snapshot, of the template's structure; None without one. ValueError if it is of another structure."""
+        """The latest Snapshot as it is on disk: name -> numpy array; None without one."""
         if self.epoch is None:
             return None
-        found, wanted = self.arrays(), _named(template)
-        kind = lambda array: (array.shape, array.dtype)
-        wrong = sorted(set(found) ^ set(wanted)) or [n for n in wanted if kind(found[n]) != kind(wanted[n])]
-        if wrong:
-            raise ValueError(f"the checkpoint in {self.folder} was not made by this program: {', '.join(wrong[:5])} differ; "
-                             "train into another folder (--out), or delete it")
-        tree = _tree(template)
-        leaves = [np.asarray(found[name]) for name in _names(tree)]
-        values = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-        values["history"] = {name: values["history"][name] for name in template.history}  # jax.tree sorts dictionaries
-        return dataclasses.replace(template, epoch=int(values.pop("epoch")), **values)
+        return self._manager.restore(self.epoch, args=ocp.args.StandardRestore())
+
+
+def restored(arrays, template):
+    """The Snapshot these arrays were, of the template's structure. ValueError if they are of another structure."""
+    wanted = _named(template)
+    kind = lambda array: (array.shape, array.dtype)
+    wrong = sorted(set(arrays) ^ set(wanted)) or [n for n in wanted if kind(arrays[n]) != kind(wanted[n])]
+    if wrong:
+        raise ValueError(f"the checkpoint was not made by this program: {', '.join(wrong[:5])} differ; train into another folder "
+                         "(--out), or delete it")
+    tree = _tree(template)
+    leaves = [np.asarray(arrays[name]) for name in _names(tree)]
+    values = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    values["history"] = {name: values["history"][name] for name in template.history}  # jax.tree sorts dictionaries
+    return dataclasses.replace(template, epoch=int(values.pop("epoch")), **values)
 
 
 def _tree(snapshot):

@@ -45,7 +45,7 @@ def load(config, dataset):
     program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn")
     template = loop.blank(config, program, jax.random.split(jax.random.key(0), config.seeds))
     with checkpoint.Checkpoints(f"{config.out}/checkpoints/{config.model}") as saved:
-        snapshot = saved.restore(template)
-    if snapshot is None:
+        arrays = saved.arrays()
+    if arrays is None:
         raise FileNotFoundError(f"there is no checkpoint of {config.model} in {config.out}")
-    return Ensemble(program.network, jax.tree.map(jnp.asarray, snapshot.best))
+    return Ensemble(program.network, jax.tree.map(jnp.asarray, checkpoint.restored(arrays, template).best))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from train import data, schedule, sharding, step
@@ -49,7 +48,9 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
     The weights and the data order of seed number i follow from fold_in(key(config.seed), i) alone, and are the same for
     both models, so a seed has the same result alone or among others, and the two models are paired.
 
-    Seeds spread over the devices there are (`sharding.make_mesh`); results do not depend on how many.
+    Seeds spread over the devices there are (`sharding.make_mesh`); results do not depend on how many. Where jax.distributed
+    has brought several processes together, each calls this with the same arguments, its resume returns the same, and each
+    trains its share and gets the whole Snapshot.
 
     Raises ValueError for a config that cannot be trained, NonFiniteLoss when training diverges.
     """
@@ -61,22 +62,22 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
 
     mesh = sharding.make_mesh(config.seeds, config.devices, config.data_devices)
     program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(config.seed), jnp.arange(config.first_seed, config.first_seed + config.seeds, dtype=jnp.uint32))
+    numbers = np.arange(config.first_seed, config.first_seed + config.seeds, dtype=np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), sharding.put(numbers, mesh, spread=True))
     init_keys, warmup_keys, order_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3))
-    run = _Runner(config, dataset, poll or (lambda: None))
+    run = _Runner(config, dataset, poll or (lambda: None), mesh)
 
     snapshot = blank(config, program, init_keys)
     restored = resume(snapshot) if resume else None
     snapshot = restored or dataclasses.replace(snapshot, state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys))
     rates = schedule.triangular(config.epochs, config.lr_min, config.lr_max)
-    state = jax.tree.map(jnp.asarray, snapshot.state)
+    state = sharding.put(restored.state, mesh, spread=True) if restored else snapshot.state
     for epoch in range(snapshot.epoch, config.epochs):
         start = time.perf_counter()
         state, losses, correct = run.epoch(program, state, rates[epoch], order_keys, epoch)
         metrics = run.evaluate(program, state, epoch)
         metrics |= {"train_loss": losses.mean(1), "train_accuracy": correct / (losses.shape[1] * run.batch)}
-        snapshot = _next(snapshot, jax.device_get(state), metrics, time.perf_counter() - start)
+        snapshot = _next(snapshot, sharding.get(state), metrics, time.perf_counter() - start)
         if on_epoch:
             on_epoch(snapshot)
     return snapshot
@@ -88,17 +89,17 @@ def parameters(config, dataset, model):
 
 
 class _Runner:
-    """The data on the device, and the two calls that use it, checked for non-finite losses."""
+    """The data on the devices, and the two calls that use it, checked for non-finite losses."""
 
-    def __init__(self, config, dataset, poll):
+    def __init__(self, config, dataset, poll, mesh=None):
         self.config, self.poll = config, poll
         self.batch = min(config.batch_size, len(dataset.train_labels))
-        self.train = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        self.test = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
+        self.train = sharding.put((dataset.train_images, dataset.train_labels), mesh, spread=False)
+        self.test = sharding.put((dataset.test_images, dataset.test_labels), mesh, spread=False)
 
     def epoch(self, program, state, rate, keys, epoch, stage="epoch"):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, epoch)
-        state, losses, correct = program.epoch(state, jnp.asarray(rate), keys, *self.train)
+        state, losses, correct = program.epoch(state, rate, keys, *self.train)
         losses, correct = self._wait(losses), self._wait(correct)
         self._check(losses, f"the training loss in {stage} {epoch + 1}", step=True)
         return state, losses.astype(np.float64), correct
@@ -116,7 +117,7 @@ class _Runner:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
         self.poll()
-        return np.asarray(array)
+        return sharding.get(array)
 
     def _check(self, values, what, step=False):
         wrong = ~np.isfinite(values)

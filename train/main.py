@@ -10,38 +10,34 @@ import sys
 import time
 
 from train import config as configs
-from train import records
+from train import processes, records
+from train.processes import Refused
 
 
 class Stopped(BaseException):
     """A signal asked the run to stop; what was finished is saved."""
 
 
-class Refused(Exception):
-    """The user's to mend: it is shown without a traceback."""
-
-
-@contextlib.contextmanager
-def refusing(*kinds):
-    """Errors of these kinds are the user's to mend here."""
-    try:
-        yield
-    except kinds as error:
-        raise Refused(error) from error
-
-
 def main(arguments=None):
     """Run the command line; returns the exit status: 0, 1 after an error, 128 + the signal when stopped by one."""
     config = configs.parse(arguments).resolved()
+    try:
+        team = processes.start(config)
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        return 1
 
     def body(caught):
-        say = (lambda *_: None) if config.quiet else (lambda text: print(text, flush=True))
-        _show(complete(config, caught, say, lambda path: print(f"This run is finished already; delete {path} to train it again.\n")))
+        say = (lambda text: print(text, flush=True)) if team.first and not config.quiet else (lambda _: None)
+        already = lambda path: print(f"This run is finished already; delete {path} to train it again.\n")
+        folder = complete(config, caught, say, already, team)
+        if team.first:
+            _show(folder)
 
-    return command(body)
+    return command(body, team)
 
 
-def command(body):
+def command(body, team=processes.ALONE):
     """Call body(caught) as a program; returns the exit status.
 
     caught collects the numbers of SIGTERM and SIGINT: whoever trains looks at it, saves and raises Stopped.
@@ -52,29 +48,39 @@ def command(body):
         body(caught)
         return 0
     except Refused as refused:
-        print(f"error: {refused}", file=sys.stderr)
+        if team.first:
+            print(f"error: {refused}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.", file=sys.stderr)
+        if team.first:
+            print(f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.", file=sys.stderr)
+        team.part()
         _leave(128 + caught[0])
+    except Exception:
+        team.abandon()
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def complete(config, caught, say, already=lambda path: None):
+def complete(config, caught, say, already=lambda path: None, team=processes.ALONE):
     """Train what a resolved config describes, or what is missing of it; returns its RunFolder, finished.
 
     say(text) is told of the progress, already(path) that there was nothing to do. Raises Refused, Stopped.
     """
     folder = records.RunFolder(config)
     with contextlib.ExitStack() as stack:
-        with refusing(ValueError, OSError):
+
+        def finished():
             stack.enter_context(folder.held())
-        if folder.finished():
+            return folder.finished()
+
+        _same_options(team.tell(config))
+        if not team.decide(finished):
+            _run(config, folder, team, caught, say)
+        elif team.first:
             already(folder.path)
-        else:
-            _run(config, folder, caught, say)
     return folder
 
 
@@ -85,43 +91,62 @@ def _leave(status):
     os._exit(status)
 
 
-def _run(config, folder, caught, say):
+def _same_options(configs):
+    """Processes of one run must be started alike."""
+    for index, config in enumerate(configs):
+        names = configs[0].differences(config, but=config.OWN)
+        if names:
+            differ = "; ".join(f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}" for n in names)
+            raise Refused(f"processes 0 and {index} were started with different options: {differ}")
+
+
+def _run(config, folder, team, caught, say):
     import jax  # late: an error in the options, or a finished run, needs no JAX
 
     if config.x64:
         jax.config.update("jax_enable_x64", True)
-    from train import loop, plots
+    from train import loop, plots, sharding
 
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
-    with refusing(ValueError, OSError, ImportError):
+
+    def prepare():
+        sharding.make_mesh(config.seeds, config.devices, config.data_devices)  # refused before the data is read
         dataset = loop.prepare(config)
-        counts = {model: loop.parameters(config, dataset, model) for model in models}
-        folder.check_setup(_setup(config, dataset, counts))
+        return dataset, {model: loop.parameters(config, dataset, model) for model in models}
+
+    dataset, counts = team.together(prepare)
+    if len(set(team.tell(dataset.fingerprint()))) > 1:
+        raise Refused(f"the processes do not all find the same images in {config.dataset}")
+    team.decide(lambda: folder.check_setup(_setup(dataset, counts)))
     say(f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
         f"{'x'.join(map(str, dataset.image_shape))}; UCN({config.layers},{config.channels}), {config.seeds} seeds, on "
-        f"{jax.devices()[0].device_kind}; results in {folder.path}")
+        f"{jax.devices()[0].device_kind}{f', {team.count} processes' * (team.count > 1)}; results in {folder.path}")
 
     snapshots = {}
     for model in models:
-        snapshots[model] = _train(dataclasses.replace(config, model=model), dataset, folder, snapshots, caught, say)
+        snapshots[model] = _train(dataclasses.replace(config, model=model), dataset, folder, team, snapshots, caught, say)
 
-    folder.rewrite(snapshots)
-    picture = plots.curves([folder.path], folder / "curves.png")
-    results = records.summarize(records.read(folder.path))
-    records.write_json(folder / "summary.json", {"results": results, "picture": picture.name} | records.read_json(folder / "setup.json"))
+    if team.first:
+        folder.rewrite(snapshots)
+        picture = plots.curves([folder.path], folder / "curves.png")
+        summary = {"results": records.summarize(records.read(folder.path)), "picture": picture.name}
+        records.write_json(folder / "summary.json", summary | records.read_json(folder / "setup.json"))
 
 
-def _train(config, dataset, folder, before, caught, say):
+def _train(config, dataset, folder, team, before, caught, say):
     """Train one model, from its checkpoint if there is one; before: {model: Snapshot} of those that are finished."""
     from train import checkpoint, loop
 
     model, last, saved_at = config.model, None, time.monotonic()
-    with checkpoint.Checkpoints(folder / "checkpoints" / model) as saved, refusing(loop.NonFiniteLoss):
+    with contextlib.ExitStack() as stack:
+        saved = stack.enter_context(checkpoint.Checkpoints(folder / "checkpoints" / model)) if team.first else None
 
         def resume(template):
             nonlocal last
-            last = saved.restore(template)
-            folder.rewrite(before | ({model: last} if last else {}))  # drops lines of epochs that no checkpoint holds
+            arrays = team.decide(lambda: saved.arrays())
+            last = checkpoint.restored(arrays, template) if arrays else None
+            if team.first:
+                folder.rewrite(before | ({model: last} if last else {}))  # drops lines of epochs that no checkpoint holds
             if last:
                 say(f"{model}: going on after epoch {last.epoch} of {config.epochs}")
             return last
@@ -129,25 +154,34 @@ def _train(config, dataset, folder, before, caught, say):
         def on_epoch(snapshot):
             nonlocal last, saved_at
             last = snapshot
-            folder.append(model, snapshot)
-            say(_progress(config, model, snapshot))
-            if time.monotonic() - saved_at >= config.checkpoint_seconds:
-                saved.save(snapshot)
-                saved_at = time.monotonic()
-            poll()
+            if team.first:
+                folder.append(model, snapshot)
+                say(_progress(config, model, snapshot))
+                if time.monotonic() - saved_at >= config.checkpoint_seconds:
+                    saved.save(snapshot)
+                    saved_at = time.monotonic()
+            stop_if_asked()
 
-        def poll():
-            if caught:
-                if last is not None:
+        def stop_if_asked():
+            number = max(team.tell(caught[0] if caught else 0))
+            if number:
+                if team.first and last is not None:
                     saved.save(last)
-                raise Stopped(f"{model}, {saved.epoch or 0} of {config.epochs} epochs are saved in {folder.path}")
+                caught[:] = [number]  # also where it did not arrive
+                raise Stopped(f"{model}, {last.epoch if last else 0} of {config.epochs} epochs are saved in {folder.path}")
 
-        snapshot = loop.train(config, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
-        saved.save(snapshot)
+        # Several processes must agree to stop, which they do between epochs only.
+        poll = stop_if_asked if team.count == 1 else None
+        try:
+            snapshot = loop.train(config, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
+        except loop.NonFiniteLoss as error:
+            raise Refused(error) from error
+        if team.first:
+            saved.save(snapshot)
     return snapshot
 
 
-def _setup(config, dataset, parameters):
+def _setup(dataset, parameters):
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -158,7 +192,8 @@ def _setup(config, dataset, parameters):
         },
         "parameters": parameters,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
-        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count(),
+                   "processes": jax.process_count()},
     }
 
 
