@@ -1,5 +1,6 @@
 """Adversarial attacks as pure functions on any logits function: they jit, and vmap over networks."""
 
-from ibnn_jax.attacks.pgd import Attacked, pgd
+from ibnn_jax.attacks.attacked import Attacked
+from ibnn_jax.attacks.pgd import pgd
 
 __all__ = ["Attacked", "pgd"]

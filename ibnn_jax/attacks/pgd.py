@@ -1,22 +1,15 @@
 """Projected gradient descent: the strongest small change of the images that a few gradient steps find."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-
-class Attacked(NamedTuple):
-    """The worst version of every image that was found."""
-
-    images: Float[Array, "N ..."]
-    loss: Float[Array, "N"]  # cross-entropy there; NaN nowhere: a version with a non-finite loss is never chosen
-    fooled: Bool[Array, "N"]  # the prediction there is not the label (clean images already misclassified included)
+from ibnn_jax.attacks.attacked import Attacked, choose, judge, worse
 
 
 def pgd(
@@ -102,20 +95,10 @@ def pgd(
             direction = gradient / jnp.maximum(length(gradient), 1e-12)
         return project(x + step_size * direction), None
 
-    def judge(x):
-        scores = target(x)
-        loss = cross_entropy(scores)
-        return Attacked(x, loss, (scores.argmax(-1) != labels) & jnp.isfinite(loss))
-
-    def worse(a, b):
-        b_better = (b.fooled & ~a.fooled) | ((b.fooled == a.fooled) & (b.loss > a.loss)) | ~jnp.isfinite(a.loss)
-        b_better &= jnp.isfinite(b.loss)
-        choose = lambda x, y: jnp.where(b_better.reshape(-1, *[1] * (x.ndim - 1)), y, x)
-        return jax.tree.map(choose, a, b)
-
     def attempt(best, key):
         x, _ = jax.lax.scan(ascend, start(key), None, length=steps)
-        return worse(best, judge(x)), None
+        tried = judge(target, x, labels)
+        return choose(worse(tried, best), tried, best), None
 
-    best, _ = jax.lax.scan(attempt, judge(images), jax.random.split(key, restarts))
+    best, _ = jax.lax.scan(attempt, judge(target, images, labels), jax.random.split(key, restarts))
     return best
