@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [  # each may import from those above it only
     ["sigmas"], ["couplings"], ["problem", "solution"], ["iterate", "linear", "cells", "solvers.memory"], ["adjoint"],
     ["solvers.picard", "solvers.newton", "solvers.gradient_descent"], ["solvers.anderson", "solvers.broyden", "solvers.jaxopt"],
-    ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"], ["attacks.pgd"],
+    ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"], ["attacks.pgd", "attacks.pixle"],
 ]  # fmt: skip
 LEVEL = {f"ibnn_jax.{name}": level for level, names in enumerate(ORDER) for name in names}
 

@@ -2,5 +2,6 @@
 
 from ibnn_jax.attacks.attacked import Attacked
 from ibnn_jax.attacks.pgd import pgd
+from ibnn_jax.attacks.pixle import Rearranged, pixle
 
-__all__ = ["Attacked", "pgd"]
+__all__ = ["Attacked", "Rearranged", "pgd", "pixle"]
