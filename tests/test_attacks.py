@@ -82,3 +82,20 @@ def test_the_gradient_goes_through_the_implicit_layer(case):
     labels = before.argmax(-1)
     found = pgd(model, images, labels, jax.random.key(0), eps=0.1)
     assert jnp.isfinite(found.loss).all() and float(found.loss.mean()) > float(-jax.nn.log_softmax(before).max(-1).mean())
+
+
+@pytest.mark.parametrize("norm, attack, eps", [("linf", "LinfPGD", 0.05), ("l2", "L2PGD", 0.3)])
+def test_it_is_the_attack_of_foolbox(norm, attack, eps):
+    foolbox = pytest.importorskip("foolbox", reason="it needs pip install '.[attacks-check]'")
+    keys = jax.random.split(jax.random.key(5), 3)
+    into, out = jax.random.normal(keys[0], (12, 16)), jax.random.normal(keys[1], (16, 3))
+    network = lambda x: jnp.tanh(x.reshape(len(x), -1) @ into) @ out
+    images = jax.random.uniform(keys[2], (50, 3, 4, 1))  # up to the ends of the pixel range: both projections are at work
+    labels = network(images).argmax(-1)
+    steps, step_size = 20, 0.15 * eps
+    theirs = getattr(foolbox.attacks, attack)(abs_stepsize=step_size, steps=steps, random_start=False)
+    expected, _, fooled = theirs(foolbox.JAXModel(network, bounds=(0, 1)), images, labels, epsilons=eps)
+    found = pgd(network, images, labels, jax.random.key(0), eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=False)
+    assert 0.1 < fooled.mean() < 1 and (expected != images).any((1, 2, 3)).all()
+    np.testing.assert_allclose(found.images, expected, atol=1e-9)
+    np.testing.assert_array_equal(found.fooled, fooled)

@@ -23,6 +23,7 @@ def pgd(
     step_size: float | Array | None = None,
     norm: str = "linf",
     restarts: int = 1,
+    random_start: bool = True,
     target: Callable[[Array], Array] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Attacked:
@@ -41,6 +42,7 @@ def pgd(
         step_size: None takes 2.5 eps / steps (Madry et al.).
         norm: "linf" or "l2".
         restarts: independent random starts.
+        random_start: False starts at the images themselves, every time: more than one restart is then of no use.
         target: the network that is to be fooled, if it is not the one whose gradient is followed: the paper's
             surrogate attack follows the standard model to fool an IBNN.
         bounds: smallest and largest pixel value.
@@ -96,7 +98,7 @@ def pgd(
         return project(x + step_size * direction), None
 
     def attempt(best, key):
-        x, _ = jax.lax.scan(ascend, start(key), None, length=steps)
+        x, _ = jax.lax.scan(ascend, start(key) if random_start else images, None, length=steps)
         tried = judge(target, x, labels)
         return choose(worse(tried, best), tried, best), None
 
