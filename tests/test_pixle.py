@@ -28,22 +28,27 @@ def assert_same(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), a, b)
 
 
-def most_similar(image):
+def most_similar(image, transposed=False):
     """The candidate whose patch is the whole image, pixel by pixel."""
+    height, width = image.shape[:2]
     pixels = np.asarray(image).reshape(-1, image.shape[-1])
     result = pixels.copy()
     for s, value in enumerate(pixels):
         similarity = 1 / (1 + np.abs(pixels - value).mean(-1))
         similarity[s] = 0
-        result[similarity.argmax()] = value
+        row, column = divmod(similarity.argmax(), width)
+        result[column * height + row if transposed else row * width + column] = value
     return result.reshape(image.shape)
 
 
-def test_similarity_copies_every_pixel_of_the_patch_to_the_most_similar_one():
-    distance = lambda x: jnp.abs(x - IMAGES).sum((1, 2, 3))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_similarity_copies_every_pixel_of_the_patch_to_the_most_similar_one(transposed):
+    images, mapping = (IMAGES[:, :, :5], "similarity_transposed") if transposed else (IMAGES, "similarity")
+    distance = lambda x: jnp.abs(x - images).sum((1, 2, 3))
     any_change_is_worse = lambda x: jnp.stack([jnp.zeros(len(x)), distance(x)], -1)
-    found = pixle(any_change_is_worse, IMAGES, jnp.zeros(len(IMAGES), int), KEY, restarts=1, iterations=1, patch=(5, 6))
-    np.testing.assert_array_equal(found.images, [most_similar(image) for image in IMAGES])
+    options = {"restarts": 1, "iterations": 1, "patch": images.shape[1:3], "mapping": mapping}
+    found = pixle(any_change_is_worse, images, jnp.zeros(len(images), int), KEY, **options)
+    np.testing.assert_array_equal(found.images, [most_similar(image, transposed) for image in images])
     np.testing.assert_array_equal(found.queries, 2)
 
 
@@ -133,6 +138,7 @@ def test_success_rises_with_the_budget_on_digits():
     ({"images": IMAGES[0]}, r"\[N, H, W, C\]"), ({"labels": LABELS[:3]}, "labels"), ({"labels": LABELS * 1.0}, "labels"),
     ({"restarts": 0}, "at least 1"), ({"iterations": 0}, "at least 1"), ({"patch": (0, 3)}, "at least 1"),
     ({"patch": (6, 3)}, "larger"), ({"patch": (3, 7)}, "larger"), ({"mapping": "distance"}, "mapping"),
+    ({"mapping": "similarity_transposed"}, "square"),
 ])  # fmt: skip
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):

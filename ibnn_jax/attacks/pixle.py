@@ -35,6 +35,8 @@ def pixle(
 
     A candidate copies every pixel s of one random patch of the clean images x0 to a place d(s) of the image x at hand:
         "similarity":  d(s) = argmax_d 1 / (1 + mean_c |x[d, c] - x0[s, c]|), over the places d != s with x[d] != x0[s];
+        "similarity_transposed": to (column, row) of that place instead of (row, column), in square images only. The authors'
+            program and torchattacks 3.5.1 do this under the name "similarity": it is the one to compare with their results.
         "random":      d(s) uniform over all places, independently.
     The patch lies within the image, uniformly; it is another one for every image and candidate. Ties of the argmax go to the
     first place, row by row; of several pixels copied to one place the last stays. Each restart tries `iterations` candidates,
@@ -55,11 +57,11 @@ def pixle(
 
     Raises:
         ValueError: images that are not [N, H, W, C], labels that are not one integer per image, restarts, iterations or a side of
-            the patch less than 1, a patch larger than the images, another mapping.
+            the patch less than 1, a patch larger than the images, another mapping, images to be transposed that are not square.
 
     Reference: Pomponi, Scardapane and Uncini, Pixle: a fast and effective black-box attack based on rearranging pixels (2022).
-    The authors' program cuts patches at the lower and right border, goes on with the last candidate as long as none was better
-    than the clean image, and copies to (column, row) of the most similar pixel instead of to its (row, column).
+    The authors' program differs in details: patches are cut at the lower and right border; random places leave out the last row
+    and column; as long as no candidate was worse than the clean image it goes on with the last one; misclassified images change.
     """
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C]; got {images.shape}")
@@ -70,8 +72,10 @@ def pixle(
     n, height, width, channels = images.shape
     if patch[0] > height or patch[1] > width:
         raise ValueError(f"the patch must not be larger than the images; got {patch} for images {images.shape}")
-    if mapping not in ("similarity", "random"):
-        raise ValueError(f'mapping must be "similarity" or "random"; got {mapping!r}')
+    if mapping not in ("similarity", "similarity_transposed", "random"):
+        raise ValueError(f'mapping must be "similarity", "similarity_transposed" or "random"; got {mapping!r}')
+    if mapping == "similarity_transposed" and height != width:
+        raise ValueError(f"only places of square images can be transposed; got {images.shape}")
     # A place is one index into [H W]; these are the patch's, row by row, from its upper left corner.
     offsets = (jnp.arange(patch[0])[:, None] * width + jnp.arange(patch[1])).ravel()
     places = jnp.arange(height * width)
@@ -90,6 +94,8 @@ def pixle(
             distance = jnp.abs(x[:, None] - values[:, :, None]).mean(-1)
             useless = (distance == 0) | (places == source[..., None])
             destination = jnp.where(useless, jnp.inf, distance).argmin(-1)
+            if mapping == "similarity_transposed":
+                destination = destination % width * width + destination // width
         # A scatter with repeated indices keeps any of the values: the maximum of their numbers says which one it must be.
         last = jnp.full((n, height * width), -1).at[jnp.arange(n)[:, None], destination].max(jnp.arange(len(offsets)))
         copied = jnp.take_along_axis(values, jnp.maximum(last, 0)[..., None], 1)
