@@ -36,8 +36,8 @@ def measure(study, point):
 
 
 def _rows(attack, fooled, unsolved):
-    return [{"attack": attack, "seed": s, "accuracy": round(1 - float(f.mean()), 6), "unsolved": round(float(u), 6), "images": len(f), "finite": 1}
-            for s, (f, u) in enumerate(zip(fooled, unsolved))]
+    return [{"attack": attack, "seed": s, "accuracy": round(1 - float(f.mean()), 6), "unsolved": round(float(u), 6),
+             "images": len(f), "finite": 1} for s, (f, u) in enumerate(zip(fooled, unsolved))]
 
 
 def _attack(model, seed, images, labels, eps, *, attack, restarts):

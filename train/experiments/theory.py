@@ -169,7 +169,8 @@ def verdict(rows):
         text = ""
         if variant != "sm":
             text = (f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof "
-                    f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian {value('loss', 'jacobian'):.2f} of the SM's and no larger on "
+                    f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian "
+                    f"{value('loss', 'jacobian'):.2f} of the SM's and no larger on "
                     f"{style.percent(value('loss', 'contracted'))} of the images, curvature {value('loss', 'curvature'):.2f} "
                     f"(predicted {value('loss', 'predicted'):.2f}), ")
         text += (f"stealth: the paper's attacker hits {style.percent(value('stealth', 'paper_hit'))} of the triggers and shows on "
