@@ -44,6 +44,8 @@ class Config:
                            "image), 'pixel' (the channels at one pixel), or a local window such as '5x5'")
     solver: str = option("auto", "solver of the implicit layers", SOLVERS)
     adjoint: str = option("implicit", "how the implicit layers are differentiated", ADJOINTS)
+    give_up: float = option(0.01, "relative residual of an adjoint solve past which its gradient is declared lost, and is NaN; a large "
+                                  "value goes on with what was found, as a free lam past the bound may need")
     tol: float | None = option(None, "tolerance of the solver; default: the library's")
     max_steps: int | None = option(None, "most steps of the solver; default: the library's")
 
@@ -116,6 +118,7 @@ class Config:
             self._check("process", 0 <= self.process < self.processes, f"from 0 to processes - 1, {self.processes - 1}")
         self._check("p", self.p > 0, "positive")
         self._check("tol", self.tol is None or self.tol > 0, "positive")
+        self._check("give_up", self.give_up > 0, "positive")
         self._check("lr_min", self.lr_min > 0, "positive")
         self._check("lr_max", self.lr_max >= self.lr_min, f"at least lr_min, {self.lr_min}")
         self._check("x64", not self.x64 or self.precision == "float32", f"off with precision {self.precision}")

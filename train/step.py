@@ -47,7 +47,10 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
                "anderson": "Anderson", "broyden": "Broyden"}
     solver = "auto" if config.solver == "auto" else getattr(ibnn_jax, solvers[config.solver])()
-    adjoint = None if config.adjoint == "implicit" else getattr(ibnn_jax, config.adjoint.capitalize())()
+    if config.adjoint == "implicit":
+        adjoint = ibnn_jax.Implicit(give_up=config.give_up)
+    else:
+        adjoint = getattr(ibnn_jax, config.adjoint.capitalize())()
     axes = {"channel": (-3, -2), "layer": (-3, -2, -1), "pixel": (-1,)}
     if config.coupling in axes:
         coupling = ibnn_jax.Uniform(axes=axes[config.coupling])
