@@ -28,7 +28,7 @@ class Implicit:
         tol: relative residual of the adjoint solve, max|v - H u| <= tol max|v|; None takes 1e-6 in float32 and
             1e-11 in float64.
         max_steps: most conjugate-gradient steps.
-        give_up: relative residual past which the gradient is declared lost.
+        give_up: relative residual past which the gradient is declared lost; 1 or more never gives up on a finite one.
         any_order: also allow forward mode (`jax.jvp`, `jax.jacfwd`) and higher derivatives, through
             `jax.lax.custom_root` on the exact pairwise operator; slower, and the path for Hessians.
     """

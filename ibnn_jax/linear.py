@@ -28,7 +28,8 @@ def conjugate_gradient(
 ) -> LinearSolution:
     """Solve A x = b per group from x = 0, A symmetric positive definite, until max|b - A x| <= tol (absolute).
 
-    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite.
+    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite; so does one that
+    diverges.
     Groups not active are left at x = 0. `weight` >= 0 defines the inner product sum_i weight_i a_i b_i in which A is
     symmetric, where that is not the plain one. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
     """
@@ -42,13 +43,16 @@ def conjugate_gradient(
         curvature = dot(d, ad)
         good = active & (curvature > 0)
         alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
-        x, r = x + alpha * d, r - alpha * ad
+        r_new = r - alpha * ad
+        good &= jnp.abs(r_new).max(-1) < largest
+        x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r_new, r)
         q = inverse_diagonal * r
         rho_new = dot(r, q)
         beta = jnp.where(good, rho_new / jnp.where(good, rho, 1), 0)[:, None]
         d = jnp.where(good[:, None], q + beta * d, d)
         return k + 1, x, r, d, jnp.where(good, rho_new, rho), good & (jnp.abs(r).max(-1) > tol), ok & (good | ~active), steps + good
 
+    largest = 1e3 * jnp.abs(b).max(-1)  # past it the iteration diverges, as it may where weights are 0 and A is indefinite
     d = inverse_diagonal * b
     active = active & (jnp.abs(b).max(-1) > tol)
     carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.ones_like(active), jnp.zeros(len(b), jnp.int32))

@@ -44,6 +44,8 @@ class Config:
                            "image), 'pixel' (the channels at one pixel), or a local window such as '5x5'")
     solver: str = option("auto", "solver of the implicit layers", SOLVERS)
     adjoint: str = option("implicit", "how the implicit layers are differentiated", ADJOINTS)
+    retry: bool = option(True, "solve groups of neurons again, ever more exactly, where the mean-field solver misses its tolerance; else "
+                               "they stay as they are and count as not converged, which keeps a lam past its bound affordable")
     give_up: float = option(0.01, "relative residual of an adjoint solve past which its gradient is declared lost, and is NaN; a large "
                                   "value goes on with what was found, as a free lam past the bound may need")
     tol: float | None = option(None, "tolerance of the solver; default: the library's")

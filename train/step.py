@@ -56,6 +56,8 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
         coupling = ibnn_jax.Uniform(axes=axes[config.coupling])
     else:
         coupling = ibnn_jax.Window(size=tuple(int(side) for side in config.coupling.split("x")))
+    if not config.retry and config.solver in ("auto", "meanfield") and isinstance(coupling, ibnn_jax.Uniform):
+        solver = ibnn_jax.MeanField(cells=(16,), polish=0)
     return ibnn_jax.UCN(
         image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
         lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,

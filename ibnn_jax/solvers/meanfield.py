@@ -35,6 +35,9 @@ from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 
 
+FLAT = 1e-2  # least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
+
+
 class Points(NamedTuple):
     """The solved points of a problem, and at its nodes what interpolation needs."""
 
@@ -64,7 +67,11 @@ class Points(NamedTuple):
     def in_y(self, f, f1, f2):
         """f and its first two derivatives in y, at the nodes, from those in z."""
         t1 = 1 / self.y1
-        return f, f1 * t1, (f2 - f1 * self.y2 * t1) * t1**2
+        first, second = f1 * t1, (f2 - f1 * self.y2 * t1) * t1**2
+        # Past the uniqueness bound T jumps: its derivatives say nothing there, differences do.
+        jump = self.y1 <= FLAT
+        across = jnp.gradient(f, axis=-1) / self.cells.step
+        return f, jnp.where(jump, across, first), jnp.where(jump, 0, second)
 
 
 class Kept(NamedTuple):
@@ -163,7 +170,7 @@ class MeanField:
         exact = valid & ((kept.attempt == len(kept.points)) | ~ok)
         if z.shape[1] <= self.polish:
             u = run_where(exact, pairwise, u, problem, z, v_safe)
-        else:
+        elif options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
@@ -223,7 +230,7 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
     # B as z and y have it, so that T is interpolated between the z of the nodes; at small lam as G has it.
     g = jnp.where(jnp.abs(lam) * p > 0.1, (cells.nodes - t) / jnp.where(lam == 0, 1, lam), g)
     g1, g2 = -p * g1, p * p * g2
-    return Points(cells, quadrature, z, g, g1, g2, 1 + lam * g1, lam * g2), solution
+    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2), solution
 
 
 def _error(problem: Problem, points: Points) -> Float[Array, "G"]:

@@ -27,7 +27,7 @@ def measure(study, point):
 
     arrows = data.arrows()
     train = jax.jit(jax.vmap(_train, in_axes=(0, None, None, None, None)), static_argnums=4)
-    keys = jax.random.split(jax.random.key(5), 2 * study.options.seeds)
+    keys = jax.random.split(jax.random.key(5), study.options.seeds)
     flat = lambda images: images.reshape(len(images), 2)
     sets = (flat(arrows.train_images), arrows.train_labels, flat(arrows.test_images), arrows.test_labels)
     accuracy, grid = (np.asarray(x) for x in train(keys, sets, point["lam"], point["p"], study.options.epochs))

@@ -20,7 +20,7 @@ class Results:
 
     def __init__(self, folder):
         self.path = Path(folder, "results.csv")
-        self._rows = read(self.path) if self.path.exists() else []
+        self._rows = _read_text(self.path) if self.path.exists() else []  # as text, so that what is written again stays as it is
 
     def has(self, point):
         return any(row["point"] == label(point) for row in self._rows)
@@ -48,8 +48,12 @@ def read(path):
         except ValueError:
             return text
 
+    return [{name: value(text) for name, text in row.items()} for row in _read_text(path)]
+
+
+def _read_text(path):
     with open(path, newline="") as file:
-        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def pick(rows, **wanted):

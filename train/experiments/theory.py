@@ -63,7 +63,7 @@ def _loss(model, seed, images, labels):
     def norms(network):
         def one(image):
             logits, pull = jax.vjp(lambda x: network(x[None])[0], image)
-            return jnp.sqrt((jax.vmap(pull)(jnp.eye(len(logits)))[0] ** 2).sum())
+            return jnp.sqrt((jax.vmap(pull)(jnp.eye(len(logits), dtype=logits.dtype))[0] ** 2).sum())
 
         return jax.lax.map(one, images, batch_size=20)
 
@@ -91,7 +91,7 @@ def _stealth(model, seed, images, train):
 
     flat = train.reshape(len(train), -1)
     mean = flat.mean(0)
-    covariance = (flat - mean).T @ (flat - mean) / len(flat) + 1e-2 * jnp.eye(flat.shape[1])
+    covariance = (flat - mean).T @ (flat - mean) / len(flat) + 1e-2 * jnp.eye(flat.shape[1], dtype=flat.dtype)
     block = model.blocks[0]
 
     def hidden(x, response):
