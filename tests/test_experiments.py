@@ -29,7 +29,7 @@ def few(name, points):
         return [p for p in points if p["lam"] in (0.02, 0.4, *importlib.import_module("train.experiments.multistability").PATH)]
     if name in ("boundary2d", "transfer"):
         return points[:2]
-    if name in ("pgd", "pixle", "theory"):
+    if name in ("less_data", "expressivity", "pgd", "pixle", "theory"):
         return [p for p in points if p["variant"] in ("sm", "trained")]
     return points
 

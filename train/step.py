@@ -81,7 +81,7 @@ def build(config, image_shape, classes, implicit, mesh=None):
     return _build(config.compiled_part(), tuple(image_shape), classes, implicit, mesh)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _build(config, image_shape, classes, implicit, mesh):
     dtype = jnp.float64 if config.x64 else jnp.float32
     optimizer = build_optimizer(config)
