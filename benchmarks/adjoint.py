@@ -14,7 +14,7 @@ P = 10.0
 COUPLING = ibnn_jax.Uniform((-2, -1))
 SIZES = {  # groups, side, lams, repetitions
     "tiny": (2, 7, (-0.5,), 1),
-    "quick": (8, 14, (-0.5, 0.08), 3),
+    "quick": (8, 14, (-0.5,), 3),
     "full": (24, 28, (-2.0, -0.5, -0.1, 0.03, 0.08), 5),
 }
 

@@ -65,7 +65,7 @@ class Operator(ABC):
 
     def kernel(self, z, p, v=None):
         """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)), [G, n]; v = None gives d = K 1."""
-        return self.pair_sum(lambda t, p: p * self.sigma.derivative(p * t), z, p, v)
+        return self.pair_sum(lambda t, p: self.sigma.derivative(p * t, p), z, p, v)
 
     def linearised(self, z, p) -> tuple[Float[Array, "G n"], Callable[[Array], Array]]:
         """(d, v -> K v) at z."""

@@ -143,4 +143,6 @@ def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int = 8):
         new = f(*part)
         return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
 
+    if chunk == groups:  # a loop of one pass, in which XLA would see that nothing changes, and compute f ahead of it
+        return jax.lax.cond(count > 0, lambda x: body((jnp.int32(0), x))[1], lambda x: x, x)
     return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]

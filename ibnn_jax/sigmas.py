@@ -32,11 +32,13 @@ class Sigma:
     positive_definite: bool = False
     smooth: bool = True
 
-    def derivative(self, t: Array) -> Array:
-        """sigma'(t), elementwise."""
-        if self.slope is not None:
-            return self.slope(t)
-        return jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
+    def derivative(self, t: Array, scale: Array | None = None) -> Array:
+        """scale sigma'(t), elementwise; scale = 1 when None."""
+        if self.slope is _sech2 and scale is not None:
+            # Over pairs of neurons t is n x n, and XLA may fill an array of that size with a literal 1, ahead of every loop.
+            return scale - scale * jnp.tanh(t) ** 2
+        slope = jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1] if self.slope is None else self.slope(t)
+        return slope if scale is None else scale * slope
 
     def differentiated(self, order: int) -> Callable[[Array], Array]:
         """sigma differentiated `order` times, elementwise."""
@@ -58,9 +60,7 @@ def _huber(t):
 
 
 def _sech2(t):
-    # Over pairs of neurons t is n x n; XLA would fill an array of that size with a literal 1, ahead of every loop.
-    one = jax.lax.optimization_barrier(jnp.ones((), t.dtype))
-    return one - jnp.tanh(t) ** 2
+    return 1 - jnp.tanh(t) ** 2
 
 
 tanh = Sigma(jnp.tanh, _log_cosh, _sech2, positive_definite=True)

@@ -178,7 +178,8 @@ class MeanField:
         for mask, points in later:
             by_p = run_where(mask, lambda _, *x: _bias_by_p(*x), by_p, problem, points)
         if z.shape[1] <= self.polish:
-            along_p = lambda _, problem, z: jax.jvp(lambda p: problem.op.bias(z, p), (problem.p,), (jnp.ones_like(problem.p),))[1]
+            slope = problem.op.sigma.derivative
+            along_p = lambda _, problem, z: problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
             by_p = run_where(exact, along_p, by_p, problem, z)
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
