@@ -20,7 +20,7 @@ def draw(figure, rows):
     for variant in results.unique(rows, "variant"):
         style.band(axis, results.pick(rows, variant=variant), "fraction", "best", variant, scale=100)
     best = _sm_best(rows)
-    axis.axhline(100 * best, linestyle="--", color="#e377a2", linewidth=1, label="SM with all of the data")
+    axis.axhline(100 * best, linestyle="--", color="#e377a2", linewidth=1, label="SM's best")
     for variant, share in _needed(rows).items():
         if share is not None:
             axis.axvline(share, linestyle=":", color=style.colour(variant), linewidth=1)
@@ -29,11 +29,12 @@ def draw(figure, rows):
 
 
 def _sm_best(rows):
-    return results.curve(results.pick(rows, variant="sm"), "fraction", "best")[1][-1]
+    """The best of the SM's median curve, which in a short training need not be at its end."""
+    return results.curve(results.pick(rows, variant="sm"), "fraction", "best")[1].max()
 
 
 def _needed(rows):
-    """Variant -> the share of the data with which its median reaches the SM's with all of it; None where it never does."""
+    """Variant -> the share of the data with which its median reaches the SM's best; None where it never does."""
     shares = {}
     for variant in results.unique(rows, "variant")[1:]:
         x, middle, *_ = results.curve(results.pick(rows, variant=variant), "fraction", "best")
@@ -42,8 +43,8 @@ def _needed(rows):
 
 
 def verdict(rows):
-    parts = [f"The SM reaches {style.percent(_sm_best(rows))} with all of the data"]
+    parts = [f"The SM's best median is {style.percent(_sm_best(rows))}"]
     for variant, share in _needed(rows).items():
-        needs = "never reaches that" if share is None else f"reaches that with {style.percent(share)} of it"
+        needs = "never reaches that" if share is None else f"reaches that with {style.percent(share)} of the data"
         parts.append(f"{style.name(variant)} {needs}")
     return "; ".join(parts) + "." + style.diverged(rows)
