@@ -85,7 +85,9 @@ def verdict(rows):
     at = max(strongest, key=lambda e: -abs(sm[e] - 0.5))  # where the SM is about half right, differences show best
     parts = [f"At eps {at:g} the SM keeps {style.percent(sm[at])}"]
     for variant in results.unique(rows, "variant")[1:]:
-        kept = ", ".join(f"{style.percent(_median(rows, variant, a, at))} ({a})" for a in ATTACKS)
+        few = results.pick(rows, variant=variant, attack="unrolled")[0].get("images", np.nan)
+        names = {a: f"{a}, on {few:g} images only" if a == "unrolled" else a for a in ATTACKS}
+        kept = ", ".join(f"{style.percent(_median(rows, variant, a, at))} ({names[a]})" for a in ATTACKS)
         wins = [sum(_median(rows, variant, a, e) > sm[e] for e in strongest) for a in ("surrogate", "worst")]
         share = np.nanmax(results.column(results.pick(rows, variant=variant), "unsolved"))
         parts.append(f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's "
