@@ -23,7 +23,7 @@ def measure(study, point):
         return [{"seed": s, "finite": 0} for s in range(study.options.seeds)]
     images, labels = study.attacked()
     if point["part"] == "layer":
-        found = ensemble.each(_layer, images[:8])
+        found = ensemble.each(_layer, images[:2])
     elif point["part"] == "loss":
         found = ensemble.each(_loss, images[:200], labels[:200])
     else:
