@@ -22,11 +22,13 @@ def gain_spectrum(z, lam, p, coupling: Coupling) -> Float[Array, "*groups n"]:
         ValueError: as `ibnn_jax.solve`.
     """
     problem, layout = bind(z, lam, p, coupling)
-    _, kernel = problem.op.linearised(problem.y, problem.p)
-    groups, n = problem.y.shape
-    columns = jax.lax.map(lambda e: kernel(jnp.broadcast_to(e, (groups, n))), jnp.eye(n, dtype=problem.y.dtype))
-    k = jnp.moveaxis(columns, 0, -1)
-    hessian = jnp.eye(n, dtype=k.dtype) + problem.lam[:, :, None] * (k - k.sum(-1)[:, :, None] * jnp.eye(n, dtype=k.dtype))
+    z, p, op = problem.y, problem.p, problem.op
+    identity = jnp.eye(z.shape[1], dtype=z.dtype)
+    # w is what a sum of ones over the pairs sees of each unit vector; the same for every group.
+    ones = lambda t, _: jnp.ones_like(t)
+    w = jax.lax.map(lambda e: op.pair_sum(ones, jnp.zeros_like(z[:1]), p[:1], e[None])[0], identity)
+    k = w[None] * op.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None])
+    hessian = identity + problem.lam[:, :, None] * (k - k.sum(-1)[:, :, None] * identity)
     return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
 
 
