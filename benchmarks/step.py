@@ -16,7 +16,7 @@ BATCH = 128
 NETWORKS = {"UCN(1,3) 28x28x1": (1, 3, (28, 28, 1)), "UCN(2,3) 32x32x3": (2, 3, (32, 32, 3)), "UCN(3,8) 32x32x3": (3, 8, (32, 32, 3))}
 SIZES = {  # networks, lams, batch, seeds, warm-up steps of the twin, repetitions
     "tiny": (("UCN(1,3) 28x28x1",), (-0.5,), 8, (1,), 2, 1),
-    "quick": (("UCN(1,3) 28x28x1",), (-0.5, -2.0), BATCH, (1,), 50, 10),
+    "quick": (("UCN(1,3) 28x28x1",), (-0.5,), BATCH, (1,), 50, 10),
     "full": (tuple(NETWORKS), (-0.5, -2.0, 0.095), BATCH, (1, 5), 300, 15),
 }
 
