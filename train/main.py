@@ -182,15 +182,21 @@ def _train(config, dataset, folder, team, before, caught, say):
 
 
 def _setup(dataset, parameters):
-    import jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "data": {
             "name": dataset.name, "classes": dataset.classes, "image_shape": list(dataset.image_shape),
             "train_images": len(dataset.train_labels), "test_images": len(dataset.test_labels), "fingerprint": dataset.fingerprint(),
         },
         "parameters": parameters,
+    } | environment()
+
+
+def environment():
+    """Versions of what a result depends on, and the devices."""
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
         "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count(),
                    "processes": jax.process_count()},

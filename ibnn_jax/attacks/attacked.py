@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -29,8 +28,3 @@ def worse(a: Attacked, b: Attacked) -> Bool[Array, "N"]:
     """Whether a is worse for the network than b: it fools it and b does not, or the loss decides. Never where a's is not finite."""
     a_worse = (a.fooled & ~b.fooled) | ((a.fooled == b.fooled) & (a.loss > b.loss)) | ~jnp.isfinite(b.loss)
     return a_worse & jnp.isfinite(a.loss)
-
-
-def choose(first: Bool[Array, "N"], a: Attacked, b: Attacked) -> Attacked:
-    """a where first holds, else b."""
-    return jax.tree.map(lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b), a, b)

@@ -9,7 +9,8 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int
 
-from ibnn_jax.attacks.attacked import Attacked, choose, judge, worse
+from ibnn_jax.attacks.attacked import Attacked, judge, worse
+from ibnn_jax.iterate import select
 
 
 def pgd(
@@ -100,7 +101,7 @@ def pgd(
     def attempt(best, key):
         x, _ = jax.lax.scan(ascend, start(key) if random_start else images, None, length=steps)
         tried = judge(target, x, labels)
-        return choose(worse(tried, best), tried, best), None
+        return select(worse(tried, best), tried, best), None
 
     best, _ = jax.lax.scan(attempt, judge(target, images, labels), jax.random.split(key, restarts))
     return best

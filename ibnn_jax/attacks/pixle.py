@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.attacks.attacked import choose, judge, worse
+from ibnn_jax.attacks.attacked import judge, worse
+from ibnn_jax.iterate import select
 
 
 class Rearranged(NamedTuple):
@@ -107,7 +108,7 @@ def pixle(
         def attempt(state, number):
             best, queries = state
             tried = judge(logits, candidate(start, jax.random.fold_in(keys, number)), labels)
-            return (choose(worse(tried, best) & ~best.fooled, tried, best), queries + ~best.fooled), None
+            return (select(worse(tried, best) & ~best.fooled, tried, best), queries + ~best.fooled), None
 
         return jax.lax.scan(attempt, state, jnp.arange(iterations))[0], None
 

@@ -1,5 +1,6 @@
 """The command `python -m train.experiments`: measure what is missing, then the figure and the verdict."""
 
+import dataclasses
 import importlib
 import time
 
@@ -51,17 +52,6 @@ def _measure(experiment, study, results, bar):
 
 
 def _about(chosen, folder):
-    import dataclasses
-    import importlib.metadata
-    import platform
-
-    import jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     lines = (folder / "seconds.csv").read_text().splitlines()
-    return {
-        "options": dataclasses.asdict(chosen),
-        "seconds": round(sum(float(line.rsplit(",", 1)[1]) for line in lines), 1),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
-        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count()},
-    }
+    seconds = round(sum(float(line.rsplit(",", 1)[1]) for line in lines), 1)
+    return {"options": dataclasses.asdict(chosen), "seconds": seconds} | training.environment()

@@ -37,15 +37,15 @@ def pattern(coupling):
 
 
 def _problem(seed, coupling, lam):
-    """A weak random input to one group of neurons."""
+    """A weak random input to one group of neurons, its coupling, and both as a Problem."""
     from ibnn_jax import Dense, Uniform, Window
     from ibnn_jax.problem import bind
 
     halves = pattern("populations").ravel()
     rivals = (halves[:, None] != halves) / (halves.size / 2)
     kind = {"uniform": Uniform((-2, -1)), "populations": Dense(rivals), "window": Window((3, 3), axes=(-2, -1))}[coupling]
-    y = 0.02 * np.random.default_rng(seed).normal(size=(SIDE, SIDE))
-    return y, kind, bind(y.ravel()[None] if coupling == "populations" else y[None], float(lam), P, kind)[0]
+    y = 0.02 * np.random.default_rng(seed).normal(size=halves.shape if coupling == "populations" else (SIDE, SIDE))
+    return y, kind, bind(y, float(lam), P, kind)[0]
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def _from_many_starts(study, seed, coupling, lam):
     for candidate in z[converged]:
         if not any(np.abs(candidate - other).max() < 1e-4 for other in distinct):
             distinct.append(candidate)
-    result = ibnn_jax.solve(y.ravel() if coupling == "populations" else y, lam, P, kind).result
+    result = ibnn_jax.solve(y, lam, P, kind).result
     return [{"seed": seed, "solutions": len(distinct), "converged": round(float(converged.mean()), 6), "code": int(result),
              "bound": round(float(ibnn_jax.uniqueness_bound(P, kind)), 6)}]
 

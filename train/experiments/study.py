@@ -1,6 +1,7 @@
 """The networks that experiments measure: trained once, kept in one folder, shared by all experiments of one size."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -74,23 +75,26 @@ class Study:
         config = self.config(variant, **changes)
         return records.read_json(Path(config.out, "setup.json"))["parameters"][config.model]
 
+    @functools.cached_property
     def dataset(self):
-        """The data of the networks, loaded once."""
+        """The data of the networks."""
         from train import loop
 
-        if not hasattr(self, "_dataset"):
-            self._dataset = loop.prepare(self.config("sm"))
-        return self._dataset
+        return loop.prepare(self.config("sm"))
 
     def ensemble(self, variant):
         """The trained networks of a variant (`train.ensemble.Ensemble`); None if its training did not stay finite."""
         from train import ensemble
 
         _, finite = self.history(variant)
-        return ensemble.load(self.config(variant), self.dataset()) if finite else None
+        return ensemble.load(self.config(variant), self.dataset) if finite else None
 
     def attacked(self):
         """The test images that are attacked, in [0, 1], and their labels."""
-        data, count = self.dataset(), self.options.images
-        images = data.test_images[:count]
-        return (images / np.float32(255) if images.dtype == np.uint8 else images), data.test_labels[:count]
+        count = self.options.images
+        return pixels(self.dataset.test_images[:count]), self.dataset.test_labels[:count]
+
+
+def pixels(images):
+    """Images as the networks take them, float32 in [0, 1]."""
+    return images / np.float32(255) if images.dtype == np.uint8 else images

@@ -3,6 +3,7 @@
 import numpy as np
 
 from train.experiments import results, style
+from train.experiments.study import pixels
 
 TITLE = "Theory on trained networks (Methods)"
 PAPER = ("for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron "
@@ -27,9 +28,7 @@ def measure(study, point):
     elif point["part"] == "loss":
         found = ensemble.each(_loss, images[:200], labels[:200])
     else:
-        data = study.dataset()
-        train = data.train_images[:5000] / np.float32(255) if data.train_images.dtype == np.uint8 else data.train_images[:5000]
-        found = ensemble.each(_stealth, images, train)
+        found = ensemble.each(_stealth, images, pixels(study.dataset.train_images[:5000]))
     return [{"seed": s} | {k: round(float(v[s]), 6) for k, v in found.items()} | {"finite": 1} for s in range(ensemble.seeds)]
 
 

@@ -20,7 +20,7 @@ def measure(study, point):
         return [{"seed": s, "accuracy": np.nan, "finite": 0} for s in range(study.options.seeds)]
     images, labels = study.attacked()
     config = study.config("trained")  # one structure for every lam
-    shape = (study.dataset().image_shape, study.dataset().classes)
+    shape = (study.dataset.image_shape, study.dataset.classes)
     found = ensemble.each(_measure, images, labels, np.float32(point["lam"]), config=config, shape=shape)
     accuracy, kept, certified, distance, margin = (np.asarray(x) for x in found)
     return [{
