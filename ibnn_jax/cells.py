@@ -22,6 +22,7 @@ _QUINTIC = np.array([
     [15, 8, 1.5, -15, 7, -1],
     [-6, -3, -0.5, 6, -3, 0.5],
 ])
+_QUINTIC_SLOPE = np.arange(1, 6)[:, None] * _QUINTIC[1:]
 
 
 class Cells(NamedTuple):
@@ -90,11 +91,10 @@ class Place(NamedTuple):
     def interpolate(self, f, f1, f2, *, slope: bool = False) -> Float[Array, "G n"]:
         """f at the points (or f'), from f and its first two derivatives at the nodes, each [G, m+1]."""
         h = self.cells.step
-        data = jnp.stack([f, h * f1, h**2 * f2])
+        # The slope has a table of its own: scaled after the product, XLA would scale it anew for every neuron.
+        data = jnp.stack([f / h, f1, h * f2] if slope else [f, h * f1, h**2 * f2])
         ends = jnp.concatenate([data[..., :-1], data[..., 1:]])
-        table = jnp.tensordot(_QUINTIC.astype(f.dtype), ends, 1)
-        if slope:
-            table = table[1:] * np.arange(1, 6, dtype=f.dtype)[:, None, None] / h
+        table = jnp.tensordot((_QUINTIC_SLOPE if slope else _QUINTIC).astype(f.dtype), ends, 1)
         row = self._rows()
         *rest, value = [column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table]
         for coefficient in reversed(rest):

@@ -56,6 +56,15 @@ def select(mask: Bool[Array, "G"], new, old):
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
+class Run(NamedTuple):
+    """How far a loop came."""
+
+    z: Float[Array, "G n"]
+    residual: Float[Array, "G"]
+    steps: Array
+    trace: Array | None
+
+
 class _Carry(NamedTuple):
     step: Array
     state: State
@@ -82,24 +91,30 @@ def iterate(
     """
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(tol)
+    start = None if start is None else select(valid, start, problem.y)
+    found = run(solver, problem, start, threshold, max_steps, trace=trace, unrolled=unrolled)
+    return package(problem, valid, found.z, found.residual, found.residual <= threshold, found.steps, found.trace)
+
+
+def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
+    """The loop of `iterate`, for a problem without NaN or infinity."""
     # The equation knows differences only: without the common part of y they round less.
     centre = jax.lax.stop_gradient(problem.y.mean(-1, keepdims=True))
     problem = dataclasses.replace(problem, y=problem.y - centre)
-    state = solver.init(problem, collapsed_start(problem) if start is None else select(valid, start - centre, problem.y))
+    state = solver.init(problem, collapsed_start(problem) if start is None else start - centre)
 
     def norm_of(state):
         return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
 
     norm = norm_of(state)
     history = jnp.zeros((len(norm), max_steps + 1), norm.dtype).at[:, 0].set(norm) if trace else None
-    active = valid & (norm > threshold)
-    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(norm), jnp.int32), active, history)
+    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(norm), jnp.int32), norm > threshold, history)
 
     def body(carry):
         state = select(carry.active, solver.step(problem, carry.state, carry.active, unrolled), carry.state)
         norm = norm_of(state)
         history = None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
-        # Not "norm > threshold": a NaN residual must leave the loop too, and be found below.
+        # Not "norm > threshold": a NaN residual must leave the loop too, and be found by `package`.
         active = carry.active & (norm > threshold)
         return _Carry(carry.step + 1, state, norm, carry.steps + carry.active, active, history)
 
@@ -111,7 +126,7 @@ def iterate(
     history = carry.trace
     if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
         history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
-    return package(problem, valid, carry.state.z + centre, carry.norm, carry.norm <= threshold, carry.steps, history)
+    return Run(carry.state.z + centre, carry.norm, carry.steps, history)
 
 
 def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:

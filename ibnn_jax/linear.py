@@ -44,13 +44,14 @@ def conjugate_gradient(
         good = active & (curvature > 0)
         alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
         r_new = r - alpha * ad
-        good &= jnp.abs(r_new).max(-1) < largest
+        size = jnp.abs(r_new).max(-1)
+        good &= size < largest
         x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r_new, r)
         q = inverse_diagonal * r
         rho_new = dot(r, q)
         beta = jnp.where(good, rho_new / jnp.where(good, rho, 1), 0)[:, None]
         d = jnp.where(good[:, None], q + beta * d, d)
-        return k + 1, x, r, d, jnp.where(good, rho_new, rho), good & (jnp.abs(r).max(-1) > tol), ok & (good | ~active), steps + good
+        return k + 1, x, r, d, jnp.where(good, rho_new, rho), good & (size > tol), ok & (good | ~active), steps + good
 
     largest = 1e3 * jnp.abs(b).max(-1)  # past it the iteration diverges, as it may where weights are 0 and A is indefinite
     d = inverse_diagonal * b

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.cells import Cells, Place, Quadrature
 from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
-from ibnn_jax.iterate import collapsed_start, iterate, package, run_where, select
+from ibnn_jax.iterate import Run, collapsed_start, iterate, package, run, run_where, select
 from ibnn_jax.linear import conjugate_gradient
 from ibnn_jax.problem import Problem, all_finite
 from ibnn_jax.sigmas import Sigma
@@ -209,14 +209,13 @@ def _attempt(problem: Problem, count: int, tol: float, max_steps: int, coarser: 
         half = Cells.spanning(cells.nodes, count // 2)
         weights = half.locate(quadrature.points).quadrature(quadrature.weights)
         coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
-    points, solution = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
+    points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    residual = solution.stats.residual + _error(problem, points)
-    return Found(bias, slope, residual, solution.stats.steps), points
+    return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
 
 
-def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Solution]:
+def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
     """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
     op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
     lam, p, small = problem.lam, problem.p, Problem(quadrature.points, problem.lam, problem.p, op)
@@ -224,14 +223,14 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
     if coarser is not None:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
         start = select(problem.unique & all_finite(guess), guess, start)
-    solution = iterate(Newton(linear_tol=0.05), small, start, tol=tol, max_steps=max_steps)
-    z = solution.value
+    found = run(Newton(linear_tol=0.05), small, start, small.tolerance(tol), max_steps)
+    z = found.z
     t = z[:, : cells.count + 1]
     g, g1, g2 = _sums(problem, z, t, op.weight, (0, 1, 2))
     # B as z and y have it, so that T is interpolated between the z of the nodes; at small lam as G has it.
     g = jnp.where(jnp.abs(lam) * p > 0.1, (cells.nodes - t) / jnp.where(lam == 0, 1, lam), g)
     g1, g2 = -p * g1, p * p * g2
-    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2), solution
+    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2), found
 
 
 def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
