@@ -38,6 +38,7 @@ def test_folder_follows_the_options():
     ({"lr_max": 1e-4}, "at least lr_min"),
     ({"momentum": 1.0}, r"\[0, 1\)"),
     ({"train_fraction": 0.0}, r"\(0, 1\]"),
+    ({"test_fraction": 1.5}, r"\(0, 1\]"),
     ({"coupling": "5x0"}, "window"),
     ({"coupling": "5x5x5"}, "window"),
     ({"solver": "brent"}, "newton"),

@@ -164,10 +164,14 @@ def test_scrambled_labels_are_always_wrong():
                                                  test_labels=0 * digits.test_labels), 0.5, 0)
 
 
-def test_fraction():
+@pytest.mark.parametrize("part, other", [("train", "test"), ("test", "train")])
+def test_fraction(part, other):
     digits = data.digits()
-    part = data.take_fraction(digits, 0.1, seed=0)
-    assert len(part.train_labels) == round(0.1 * len(digits.train_labels)) and len(part.test_labels) == len(digits.test_labels)
-    whole = {image.tobytes(): label for image, label in zip(digits.train_images, digits.train_labels)}
-    assert all(whole[image.tobytes()] == label for image, label in zip(part.train_images, part.train_labels))
-    assert len(data.take_fraction(digits, 1e-9, 0).train_labels) == 1 and data.take_fraction(digits, 1.0, 0) is digits
+    few = data.take_fraction(digits, part, 0.1, seed=0)
+    images = lambda dataset, part: getattr(dataset, f"{part}_images")
+    labels = lambda dataset, part: getattr(dataset, f"{part}_labels")
+    assert len(labels(few, part)) == round(0.1 * len(labels(digits, part))) and images(few, other) is images(digits, other)
+    whole = {image.tobytes(): label for image, label in zip(images(digits, part), labels(digits, part))}
+    assert all(whole[image.tobytes()] == label for image, label in zip(images(few, part), labels(few, part)))
+    assert len(labels(data.take_fraction(digits, part, 1e-9, 0), part)) == 1
+    assert data.take_fraction(digits, part, 1.0, 0) is digits

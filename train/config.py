@@ -30,6 +30,7 @@ class Config:
     dataset: str = option("digits", f"data set: {', '.join(DATASETS)} or the path of an .npz file (see train/README.md)")
     data_dir: str | None = option(None, "where TFDS data sets lie; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     train_fraction: float = option(1.0, "share of the training images to use, a random subset; in (0, 1]")
+    test_fraction: float = option(1.0, "share of the test images to use, a random subset; in (0, 1]")
     label_noise: float = option(0.0, "share of the training labels replaced by a wrong one; in [0, 1]")
 
     model: str = option("both", "standard model, implicit-bias network, or first one and then the other", MODELS)
@@ -82,7 +83,7 @@ class Config:
     FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size", "devices", "data_devices",
                                     "distributed", "coordinator", "processes", "process")
     # Fields that reach no compiled function, only its inputs (or nothing at all).
-    UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "label_noise", "seeds", "first_seed", "seed",
+    UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "test_fraction", "label_noise", "seeds", "first_seed", "seed",
                                           "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet", "devices",
                                           "data_devices", "distributed", "coordinator", "processes", "process")
     # Fields that each process of one run may have its own value of.
@@ -101,7 +102,8 @@ class Config:
         window = self.coupling.split("x")
         if self.coupling not in ("channel", "layer", "pixel") and not (len(window) == 2 and all(w.isdecimal() and int(w) for w in window)):
             raise ValueError(f"coupling must be channel, layer, pixel or a window such as 5x5, not {self.coupling!r}")
-        self._check("train_fraction", 0 < self.train_fraction <= 1, "in (0, 1]")
+        for name in ("train_fraction", "test_fraction"):
+            self._check(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
         self._check("label_noise", 0 <= self.label_noise <= 1, "in [0, 1]")
         for name in ("layers", "channels", "max_steps", "devices"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")

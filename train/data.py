@@ -141,13 +141,14 @@ def _remedy(name, data_dir):
             "If it is prepared somewhere else, give that folder by --data-dir or TFDS_DATA_DIR.")
 
 
-def take_fraction(dataset, fraction, seed):
-    """The data set with a random share of its training images, at least one: round(fraction * N), in their old order."""
+def take_fraction(dataset, part, fraction, seed):
+    """The data set with a random share of its "train" or "test" images, at least one: round(fraction * N), in their old order."""
     if fraction == 1:
         return dataset
-    size = len(dataset.train_labels)
-    keep = np.sort(np.random.default_rng((seed, 1)).permutation(size)[: max(1, round(fraction * size))])
-    return dataclasses.replace(dataset, train_images=dataset.train_images[keep], train_labels=dataset.train_labels[keep])
+    images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+    order = np.random.default_rng((seed, 1 if part == "train" else 3)).permutation(len(labels))
+    keep = np.sort(order[: max(1, round(fraction * len(labels)))])
+    return dataclasses.replace(dataset, **{f"{part}_images": images[keep], f"{part}_labels": labels[keep]})
 
 
 def scramble_labels(dataset, share, seed):

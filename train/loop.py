@@ -34,8 +34,10 @@ class Snapshot:
 
 
 def prepare(config):
-    """The data set of a config, with its train_fraction and label_noise applied (both follow config.seed)."""
-    dataset = data.take_fraction(data.load(config.dataset, config.data_dir), config.train_fraction, config.seed)
+    """The data set of a config, with its fractions and label_noise applied (all follow config.seed)."""
+    dataset = data.load(config.dataset, config.data_dir)
+    dataset = data.take_fraction(dataset, "train", config.train_fraction, config.seed)
+    dataset = data.take_fraction(dataset, "test", config.test_fraction, config.seed)
     return data.scramble_labels(dataset, config.label_noise, config.seed)
 
 

@@ -11,7 +11,7 @@ from train import config as configs
 NAMES = ("boundary2d", "less_data", "pgd", "pixle", "expressivity", "learning_speed", "memorization", "transfer", "theory",
          "multistability")
 # Budgets under which all experiments together take about twenty minutes on two cores. They show that everything runs, no more.
-QUICK = {"seeds": 2, "epochs": 3, "train_fraction": 0.03, "images": 40, "fixed_lams": (-0.1,), "quick": True}
+QUICK = {"seeds": 2, "epochs": 3, "train_fraction": 0.03, "test_fraction": 0.1, "images": 40, "fixed_lams": (-0.1,), "quick": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Options:
     seeds: int = 5
     epochs: int = 80
     train_fraction: float = 1.0  # of the training images, in every network of the experiment
+    test_fraction: float = 1.0
     images: int = 1000  # test images that are attacked or analysed: the first ones
     fixed_lams: tuple = (-0.02, -0.1, -0.5)  # of which the best one is the variant "fixed"
     quick: bool = False  # fewer points
@@ -37,7 +38,7 @@ class Options:
 
     def config(self, **changes):
         """A training run of this size."""
-        same = {name: getattr(self, name) for name in ("dataset", "data_dir", "seeds", "epochs", "train_fraction")}
+        same = {name: getattr(self, name) for name in ("dataset", "data_dir", "seeds", "epochs", "train_fraction", "test_fraction")}
         return configs.Config(**same | {"quiet": True} | changes)
 
     def folder(self, name):
@@ -58,6 +59,7 @@ def parse(arguments=None):
     parser.add_argument("--seeds", type=int, help=f"networks per point (default: {default.seeds})")
     parser.add_argument("--epochs", type=int, help=f"epochs of each training (default: {default.epochs})")
     parser.add_argument("--train-fraction", type=float, help="share of the training images used in every network (default: 1.0)")
+    parser.add_argument("--test-fraction", type=float, help="share of the test images used by every network (default: 1.0)")
     parser.add_argument("--images", type=int, help=f"test images attacked or analysed (default: {default.images})")
     parser.add_argument("--fixed-lams", type=float, nargs="+", metavar="LAM",
                         help=f"negative lam, of which the best is the variant 'fixed' (default: {' '.join(map(str, default.fixed_lams))})")
