@@ -18,17 +18,17 @@ SIZES = {  # groups, side, cells, lams, repetitions
 
 def run(size):
     groups, side, cells, lams, repetitions = SIZES[size]
+    exactly = _both(ibnn_jax.Newton())
+    calls = {m: _both(ibnn_jax.MeanField(cells=(m,), polish=1), tol=1e-4) for m in cells}  # no second attempt: these cells alone
     rows = []
     for lam in lams:
         for kind in ("trained", "random"):
             y = jnp.asarray(inputs.kinds(lam, groups, side)[kind])
             v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
             with jax.enable_x64(True):
-                wide = jnp.asarray(np.asarray(y), jnp.float64)
-                exact = [np.asarray(a) for a in _both(ibnn_jax.Newton(), lam)(wide, jnp.asarray(np.asarray(v), jnp.float64))]
-            for count in cells:
-                solver = ibnn_jax.MeanField(cells=(count,), polish=1)  # no second attempt: these cells alone
-                call = _both(solver, lam, tol=1e-4)
+                exact = [np.asarray(a) for a in exactly(*(jnp.asarray(np.asarray(a), jnp.float64) for a in (y, v, lam)))]
+            for count, both in calls.items():
+                call = lambda y, v: both(y, v, jnp.float32(lam))
                 found = [np.asarray(a, np.float64) for a in call(y, v)]
                 told = np.isfinite(found[1]).all((1, 2))  # a group that misses the tolerance gets NaN gradients here, and is counted
                 rows.append({
@@ -43,12 +43,12 @@ def run(size):
     return report.Report(rows, list(rows[0]), lambda figure: _draw(figure, rows))
 
 
-def _both(solver, lam, tol=None):
+def _both(solver, tol=None):
     """z, dL/dy and dL/dlam for L = v . z."""
 
     @jax.jit
-    def call(y, v):
-        z, back = jax.vjp(lambda y, lam: ibnn_jax.implicit_bias(y, lam, P, COUPLING, solver=solver, tol=tol), y, jnp.asarray(lam, y.dtype))
+    def call(y, v, lam):
+        z, back = jax.vjp(lambda y, lam: ibnn_jax.implicit_bias(y, lam, P, COUPLING, solver=solver, tol=tol), y, lam)
         return z, *back(v)
 
     return call

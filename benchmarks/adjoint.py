@@ -36,7 +36,7 @@ def theirs():
         import jaxopt
 
         def one(y):
-            step = lambda z, y, lam: y - lam * one_group(y, lam, p, coupling)(z)
+            step = lambda z, y, lam: y - lam * one_group(y, p, coupling)(z)
             return jaxopt.AndersonAcceleration(step, maxiter=200, tol=1e-5, implicit_diff=True).run(y, y, lam).params
 
         return jax.vmap(one)(y)
@@ -45,7 +45,7 @@ def theirs():
         import optimistix
 
         def one(y):
-            root = lambda z, args: z + args[1] * one_group(args[0], args[1], p, coupling)(z) - args[0]
+            root = lambda z, args: z + args[1] * one_group(args[0], p, coupling)(z) - args[0]
             return optimistix.root_find(root, optimistix.Newton(1e-5, 1e-5), y, args=(y, lam), max_steps=50, throw=False).value
 
         return jax.vmap(one)(y)
@@ -60,23 +60,24 @@ def theirs():
 
 def run(size):
     groups, side, lams, repetitions = SIZES[size]
+    shape = jax.ShapeDtypeStruct((groups, side, side), jnp.float32)
+    compiled = {name: _gradient(solve).lower(shape, jnp.float32(0), shape).compile() for name, solve in [*ours(), *theirs()]}
+    reference = _gradient(dict(ours())["Implicit, Newton"])
     rows = []
     for lam in lams:
         y = jnp.asarray(inputs.kinds(lam, groups, side)["trained"])
         v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
         with jax.enable_x64(True):
-            double = [jnp.asarray(np.asarray(x), jnp.float64) for x in (y, lam, v)]
-            exact = [np.asarray(g) for g in _gradient(dict(ours())["Implicit, Newton"])(*double)]
-        for name, solve in [*ours(), *theirs()]:
-            compiled = _gradient(solve).lower(y, jnp.float32(lam), v).compile()
-            call = lambda y, v: compiled(y, jnp.float32(lam), v)
+            exact = [np.asarray(g) for g in reference(*(jnp.asarray(np.asarray(x), jnp.float64) for x in (y, lam, v)))]
+        for name, gradient in compiled.items():
+            call = lambda y, v: gradient(y, jnp.float32(lam), v)
             found = [np.asarray(g, np.float64) for g in call(y, v)]
             rows.append({
                 "adjoint": name, "lam": lam, "n": side * side, "groups": groups,
                 "error dy": float(np.linalg.norm(found[0] - exact[0]) / np.linalg.norm(exact[0])),
                 "error dlam": float(abs(found[1] - exact[1]) / abs(exact[1])),
                 "milliseconds": 1e3 * report.seconds(call, y, v, repetitions=repetitions),
-                "MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+                "MB": gradient.memory_analysis().temp_size_in_bytes / 1e6,
             })  # fmt: skip
     return report.Report(rows, list(rows[0]), lambda figure: _draw(figure, rows))
 

@@ -1,5 +1,6 @@
 """What is solved: random inputs and the activations of trained networks, and the exact equation to judge by."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ibnn_jax
+from ibnn_jax.problem import bind
 
 LAMS = (-0.1, -0.5, -2.0, -5.0, -20.0, 0.03, 0.08)
 ACTIVATIONS = Path(__file__).parent / "activations.npz"
@@ -44,12 +46,16 @@ def couplings(side: int) -> dict:
 def true_residual(z, y, lam, p, coupling) -> np.ndarray:
     """max|y - lam B(z) - z| per group on the exact pairwise operator in float64."""
     with jax.enable_x64(True):
-        from ibnn_jax.problem import bind
-
-        def one(pair):
-            z, y = (x[None] for x in pair)
-            problem, layout = bind(y, lam, p, coupling)
-            return jnp.abs(problem.residual(layout.to_groups(z))).max()
-
         z, y = (jnp.asarray(np.asarray(x), jnp.float64) for x in (z, y))
-        return np.asarray(jax.jit(lambda z, y: jax.lax.map(one, (z, y)))(z, y))
+        return np.asarray(_residuals(coupling)(z, y, jnp.float64(lam), p))
+
+
+@functools.cache
+def _residuals(coupling):
+    """Jitted, once for a coupling; one group at a time."""
+
+    def one(z, y, lam, p):
+        problem, layout = bind(y[None], lam, p, coupling)
+        return jnp.abs(problem.residual(layout.to_groups(z[None]))).max()
+
+    return jax.jit(lambda z, y, lam, p: jax.lax.map(lambda pair: one(*pair, lam, p), (z, y)))

@@ -1,4 +1,4 @@
-"""Solvers of other libraries: make(lam, p, coupling, tol, max_steps) gives y [groups, ...] -> (z, steps [groups])."""
+"""Solvers of other libraries: make(p, coupling, tol, max_steps) gives (y [groups, ...], lam) -> (z, steps [groups])."""
 
 import jax
 import numpy as np
@@ -6,17 +6,18 @@ import numpy as np
 from ibnn_jax.problem import bind
 
 
-def one_group(y, lam, p, coupling):
+def one_group(y, p, coupling):
     """z -> B(z) of one group without batch axes."""
-    problem, layout = bind(y[None], lam, p, coupling)
+    problem, layout = bind(y[None], 0.0, p, coupling)
     return lambda z: layout.from_groups(problem.op.bias(layout.to_groups(z[None]), problem.p))[0]
 
 
 def batched(solve_one):
     """Jitted, vmapped over groups."""
 
-    def make(lam, p, coupling, tol, max_steps):
-        return jax.jit(jax.vmap(lambda y: solve_one(y, one_group(y, lam, p, coupling), lam, tol, max_steps)))
+    def make(p, coupling, tol, max_steps):
+        one = lambda y, lam: solve_one(y, lam, one_group(y, p, coupling), tol, max_steps)
+        return jax.jit(jax.vmap(one, (0, None)))
 
     return make
 
@@ -24,17 +25,17 @@ def batched(solve_one):
 def jaxopt_solvers():
     import jaxopt
 
-    def fixed_point(y, bias, lam, tol, max_steps):
-        found = jaxopt.FixedPointIteration(lambda z: y - lam * bias(z), maxiter=max_steps, tol=tol).run(y)
+    def fixed_point(y, lam, bias, tol, max_steps):
+        found = jaxopt.FixedPointIteration(lambda z, y, lam: y - lam * bias(z), maxiter=max_steps, tol=tol).run(y, y, lam)
         return found.params, found.state.iter_num
 
-    def anderson(y, bias, lam, tol, max_steps):
-        found = jaxopt.AndersonAcceleration(lambda z: y - lam * bias(z), maxiter=max_steps, tol=tol).run(y)
+    def anderson(y, lam, bias, tol, max_steps):
+        found = jaxopt.AndersonAcceleration(lambda z, y, lam: y - lam * bias(z), maxiter=max_steps, tol=tol).run(y, y, lam)
         return found.params, found.state.iter_num
 
-    def broyden(y, bias, lam, tol, max_steps):
-        solver = jaxopt.Broyden(lambda z: z + lam * bias(z) - y, maxiter=max_steps, tol=tol, history_size=50)
-        found = solver.run(y)
+    def broyden(y, lam, bias, tol, max_steps):
+        solver = jaxopt.Broyden(lambda z, y, lam: z + lam * bias(z) - y, maxiter=max_steps, tol=tol, history_size=50)
+        found = solver.run(y, y, lam)
         return found.params, found.state.iter_num
 
     return {"jaxopt FixedPointIteration": fixed_point, "jaxopt AndersonAcceleration": anderson, "jaxopt Broyden": broyden}
@@ -44,7 +45,7 @@ def optimistix_solvers():
     import optimistix
 
     def solver(make, root):
-        def solve(y, bias, lam, tol, max_steps):
+        def solve(y, lam, bias, tol, max_steps):
             method = make(tol)
             if root:
                 found = optimistix.root_find(lambda z, _: z + lam * bias(z) - y, method, y, max_steps=max_steps, throw=False)
@@ -71,6 +72,7 @@ def torchdeq_solvers():
         method = get_solver(name)
 
         def solve(y, lam, p, coupling, tol, max_steps):
+            lam = float(lam)
             flat = torch.tensor(np.asarray(y).reshape(len(y), -1))
             n = flat.shape[1]
             w = torch.tensor(np.asarray(coupling.w), dtype=flat.dtype) if hasattr(coupling, "w") else 1 / n
@@ -82,7 +84,7 @@ def torchdeq_solvers():
                 z, _, info = method(step, flat, max_iter=max_steps, tol=tol, stop_mode="abs")
             return z.reshape(y.shape).numpy(), np.asarray(info["nstep"])
 
-        return lambda *options: lambda y: solve(y, *options)
+        return lambda *options: lambda y, lam: solve(y, lam, *options)
 
     return {f"torchdeq {name}": solver(name) for name in ("fixed_point_iter", "anderson", "broyden")}
 
