@@ -1,6 +1,5 @@
 """The only solver loop: it counts, stops, freezes finished groups and notices non-finite values."""
 
-import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -98,9 +97,7 @@ def iterate(
 
 def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
     """The loop of `iterate`, for a problem without NaN or infinity."""
-    # The equation knows differences only: without the common part of y they round less.
-    centre = jax.lax.stop_gradient(problem.y.mean(-1, keepdims=True))
-    problem = dataclasses.replace(problem, y=problem.y - centre)
+    problem, centre = problem.centred()
     state = solver.init(problem, collapsed_start(problem) if start is None else start - centre)
 
     def norm_of(state):

@@ -1,7 +1,7 @@
 """One coupled system in the layout every solver uses: groups by neurons, y [G, n], lam and p [G, 1]."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from math import prod
 
@@ -47,6 +47,11 @@ class Problem:
         parts = (self.y, self.lam, self.p)
         valid = all_finite(*parts)
         return Problem(*replace_where(~valid, (0, 0, 1), *parts), self.op), valid
+
+    def centred(self) -> tuple["Problem", Float[Array, "G 1"]]:
+        """(this problem without the mean of y, that mean): the equation knows differences only, and small numbers round less."""
+        centre = jax.lax.stop_gradient(self.y.mean(-1, keepdims=True))
+        return replace(self, y=self.y - centre), centre
 
     @property
     def unique(self):

@@ -53,6 +53,16 @@ def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
     assert (np.asarray(jnp.abs(z - exact.value).max(-1)) <= 1.5 * amplified + 1e-5).all()
 
 
+@pytest.mark.parametrize("cells, tol", [((64,), 1e-5), ((4,), 1e-4)])
+def test_in_float32_the_residual_told_is_the_true_one(cells, tol):
+    """At |lam| p of hundreds rounding alone nears such a tolerance, and the pairwise finish must not lose what it found."""
+    y, lam, p = grid()
+    found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=ib.MeanField(cells=cells), tol=tol))(jnp.asarray(y, jnp.float32))
+    residual = np.asarray(jnp.abs(true_residual(found.value.astype(jnp.float64), y, lam, p)).max(-1))
+    rounding = 1e-6 * (1 + abs(lam * p)[..., 0]) * abs(y).max(-1)
+    assert (residual <= 2 * np.asarray(found.stats.residual) + rounding).all()
+
+
 def test_the_knob_takes_it_to_1e_minus_5(exact):
     y, lam, p = grid()
     solver = ib.MeanField(cells=(64, 256))

@@ -118,6 +118,7 @@ class MeanField:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid = problem.sanitised()
         threshold = problem.tolerance(tol)
+        problem, centre = problem.centred()
 
         def retry(count):
             def again(state, problem, coarser):
@@ -130,7 +131,8 @@ class MeanField:
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
             start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
             z, _, stats = iterate(Newton(), problem, start, tol=tol, max_steps=max_steps)
-            return Found(problem.op.bias(z, problem.p), found.slope, stats.residual, found.steps + stats.steps)
+            bias = _bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
+            return Found(bias, found.slope, stats.residual, found.steps + stats.steps)
 
         found, first = _attempt(problem, self.cells[0], tol, max_steps)
         points = [first]
@@ -146,13 +148,14 @@ class MeanField:
                 attempt += missed
         if problem.y.shape[1] <= self.polish:
             found = run_where(missed, pairwise, found, problem)
-        z = problem.y - problem.lam * found.bias
+        z = problem.y - problem.lam * found.bias + centre
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, attempt)
 
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid = problem.sanitised()
+        problem, _ = problem.centred()
         valid &= all_finite(z, v)
         v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
         later = [(valid & (kept.attempt == k), points) for k, points in enumerate(kept.points)][1:]
@@ -227,14 +230,19 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
     z = found.z
     t = z[:, : cells.count + 1]
     g, g1, g2 = _sums(problem, z, t, op.weight, (0, 1, 2))
-    # B as z and y have it, so that T is interpolated between the z of the nodes; at small lam as G has it.
-    g = jnp.where(jnp.abs(lam) * p > 0.1, (cells.nodes - t) / jnp.where(lam == 0, 1, lam), g)
+    g = _bias_of(problem, cells.nodes - t, g)
     g1, g2 = -p * g1, p * p * g2
     return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2), found
 
 
+def _bias_of(problem: Problem, shift, bias):
+    """B from lam B = y - z, the shift: at large lam z = y - lam B then gives z back, where B(z) would add lam times its error."""
+    lam = problem.lam
+    return jnp.where(jnp.abs(lam) * problem.p > 0.1, shift / jnp.where(lam == 0, 1, lam), bias)
+
+
 def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
-    """The estimated residual of the neurons: what the quadrature and the interpolation leave out.
+    """The estimated residual of the neurons: what the quadrature, the interpolation and rounding leave out.
 
     The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the leading term is
     taken; the interpolation is compared with the solution at the inner points.
@@ -249,7 +257,9 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     inside = quadrature.points[:, points.cells.count + 1 :]
     predicted = inside - lam * place.interpolate(*points.bias())
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
-    return jnp.abs(lam[:, 0]) * quadrature_error + jnp.where(quadrature.weights[:, points.cells.count + 1 :] > 0, gap, 0).max(-1)
+    interpolation_error = jnp.where(quadrature.weights[:, points.cells.count + 1 :] > 0, gap, 0).max(-1)
+    rounding = 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * jnp.abs(points.cells.nodes)).max(-1)
+    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
 
 
 def _solve_adjoint(problem: Problem, found: Found, points: Points, v, options: Implicit):
