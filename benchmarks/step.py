@@ -14,19 +14,20 @@ from ibnn_jax.problem import bind
 
 BATCH = 128
 NETWORKS = {"UCN(1,3) 28x28x1": (1, 3, (28, 28, 1)), "UCN(2,3) 32x32x3": (2, 3, (32, 32, 3)), "UCN(3,8) 32x32x3": (3, 8, (32, 32, 3))}
-SIZES = {  # networks, lams, batch, seeds, warm-up steps of the twin, repetitions
-    "tiny": (("UCN(1,3) 28x28x1",), (-0.5,), 8, (1,), 2, 1),
-    "quick": (("UCN(1,3) 28x28x1",), (-0.5,), BATCH, (1,), 50, 10),
-    "full": (tuple(NETWORKS), (-0.5, -2.0, 0.095), BATCH, (1, 5), 300, 15),
+SMALL, MIDDLE, LARGE = NETWORKS
+SIZES = {  # (network, seeds), lams, batch, warm-up steps of the twin, repetitions
+    "tiny": (((SMALL, 1),), (-0.5,), 8, 2, 1),
+    "quick": (((SMALL, 1),), (-0.5,), BATCH, 50, 10),
+    "full": (((SMALL, 1), (SMALL, 5), (MIDDLE, 1), (LARGE, 1)), (-0.5, -2.0, 0.095), BATCH, 100, 10),
 }
 
 
 def run(size):
-    names, lams, batch, seeds, warmup, repetitions = SIZES[size]
+    networks, lams, batch, warmup, repetitions = SIZES[size]
     rows = []
-    for name in names:
-        for count in seeds:
-            rows += _network(name, lams, batch, count, warmup, repetitions)
+    for name, seeds in networks:
+        rows += _network(name, lams, batch, seeds, warmup, repetitions)
+        print(f"{name}, {seeds} seed(s): done", flush=True)
     columns = ["network", "seeds", "lam", "step ms", "step / twin", "inference / twin", "compile s", "true residual", "forward ms",
                "adjoint ms"]
     return report.Report(rows, columns, lambda figure: _draw(figure, rows))
