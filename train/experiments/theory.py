@@ -145,7 +145,7 @@ def draw(figure, rows):
     panels = (
         ("layer", ("norm",), "norm of dz/dy (Eq. 32)"),
         ("loss", ("curvature", "predicted"), "curvature of the loss over the SM's (bar: Eq. 62)"),
-        ("stealth", ("paper_seen", "informed_seen"), "other images the stealth attack shows on, %"),
+        ("stealth", ("paper_seen", "informed_seen"), "other images the stealth attack shows on, % (bar: informed)"),
     )
     for axis, (part, names, title) in zip(axes, panels):
         for place, variant in enumerate(variants):
