@@ -29,6 +29,7 @@ class Study:
 
     def __init__(self, options, caught=(), say=lambda text: None):
         self.options, self.caught, self.say = options, caught, say
+        self._ensembles = {}
 
     def config(self, variant, **changes):
         """The training run of a variant: sm, trained, free, or "fixed <lam>"."""
@@ -83,11 +84,13 @@ class Study:
         return loop.prepare(self.config("sm"))
 
     def ensemble(self, variant):
-        """The trained networks of a variant (`train.ensemble.Ensemble`); None if its training did not stay finite."""
+        """The trained networks of a variant (`train.ensemble.Ensemble`), read once; None if its training did not stay finite."""
         from train import ensemble
 
-        _, finite = self.history(variant)
-        return ensemble.load(self.config(variant), self.dataset) if finite else None
+        if variant not in self._ensembles:
+            _, finite = self.history(variant)
+            self._ensembles[variant] = ensemble.load(self.config(variant), self.dataset) if finite else None
+        return self._ensembles[variant]
 
     def attacked(self):
         """The test images that are attacked, in [0, 1], and their labels."""
