@@ -11,7 +11,7 @@ from ibnn_jax.adjoint import Adjoint, Implicit, Phantom, Unrolled, adjoint_tol, 
 from ibnn_jax.couplings import Coupling
 from ibnn_jax.iterate import Solver, iterate
 from ibnn_jax.linear import conjugate_gradient
-from ibnn_jax.problem import Problem, bind, default_tol, merge_vmap
+from ibnn_jax.problem import Problem, bind, default_tol, in_blocks, merge_vmap
 from ibnn_jax.solution import Solution, Stats
 from ibnn_jax.solvers.meanfield import MeanField
 from ibnn_jax.solvers.newton import Newton
@@ -188,7 +188,7 @@ def _forward(options, problem, trace):
     if isinstance(solver, MeanField):
         if trace:
             raise ValueError("trace shows the steps of an exact solver; MeanField has none on y. Use solver=Newton()")
-        return merge_vmap(lambda problem: solver.solve(problem, tol, max_steps))(problem)
+        return merge_vmap(in_blocks(lambda problem: solver.solve(problem, tol, max_steps)))(problem)
     found = merge_vmap(lambda problem: iterate(solver, problem, tol=tol, max_steps=max_steps, trace=trace))(problem)
     return found, None
 
@@ -208,7 +208,7 @@ def _implicit_bwd(options, adjoint, saved, cotangents):
     problem, z, kept = saved
     v = cotangents[0]
     if kept is not None:
-        pullback = merge_vmap(lambda problem, kept, z, v: options[0].pullback(problem, kept, z, v, adjoint))
+        pullback = merge_vmap(in_blocks(lambda problem, kept, z, v: options[0].pullback(problem, kept, z, v, adjoint)))
         return (pullback(problem, kept, z, v),)
     u = merge_vmap(lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value)(problem, z, v)
     return jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)

@@ -1,11 +1,13 @@
 """The mean-field solver and solver="auto" against the exact pairwise equation, in float64 and float32."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ibnn_jax as ib
+from ibnn_jax import problem
 
 N = 196
 P = np.array([1.0, 3.0, 10.0, 30.0])
@@ -57,7 +59,8 @@ def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
 def test_in_float32_the_residual_told_is_the_true_one(cells, tol):
     """At |lam| p of hundreds rounding alone nears such a tolerance, and the pairwise finish must not lose what it found."""
     y, lam, p = grid()
-    found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=ib.MeanField(cells=cells), tol=tol))(jnp.asarray(y, jnp.float32))
+    solver = ib.MeanField(cells=cells)
+    found = jax.jit(lambda y: ib.solve(y, lam, p, ib.Uniform((-1,)), solver=solver, tol=tol))(jnp.asarray(y, jnp.float32))
     residual = np.asarray(jnp.abs(true_residual(found.value.astype(jnp.float64), y, lam, p)).max(-1))
     rounding = 1e-6 * (1 + abs(lam * p)[..., 0]) * abs(y).max(-1)
     assert (residual <= 2 * np.asarray(found.stats.residual) + rounding).all()
@@ -120,6 +123,21 @@ def test_past_the_bound_it_is_the_solution_that_descent_reaches():
     assert float(jnp.abs(found.value - z).max()) < 2e-3
     before, after = (ib.energy(x, y, lam, 10.0, ib.Uniform((-1,))) for x in (y, found.value))
     assert (after <= before).all()
+
+
+def test_blocks_of_groups_are_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, v = (jnp.asarray(a) for a in rng.normal(size=(2, 6, N)))
+    lam = jnp.array([-2.0, -0.5, -0.05, 0.05, 0.08, 0.095])[:, None]
+
+    def all_of_it():
+        z, back, stats = jax.vjp(lambda *a: ib.implicit_bias(*a, 10.0, ib.Uniform((-1,)), has_stats=True), y, lam, has_aux=True)
+        return z, back(v), stats
+
+    whole = all_of_it()
+    monkeypatch.setattr(problem, "BLOCK", 2 * N)
+    assert [problem._blocks(6, N), problem._blocks(7, N), problem._blocks(6, 10 * N)] == [3, 7, 6]
+    chex.assert_trees_all_close(all_of_it(), whole, atol=1e-9)
 
 
 def test_nan_stays_in_its_group():

@@ -83,9 +83,9 @@ class Config:
     FREE: typing.ClassVar[tuple] = ("out", "data_dir", "checkpoint_seconds", "quiet", "eval_batch_size", "devices", "data_devices",
                                     "distributed", "coordinator", "processes", "process")
     # Fields that reach no compiled function, only its inputs (or nothing at all).
-    UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "test_fraction", "label_noise", "seeds", "first_seed", "seed",
-                                          "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet", "devices",
-                                          "data_devices", "distributed", "coordinator", "processes", "process")
+    UNCOMPILED: typing.ClassVar[tuple] = ("dataset", "data_dir", "train_fraction", "test_fraction", "label_noise", "seeds", "first_seed",
+                                          "seed", "epochs", "warmup_epochs", "lr_min", "lr_max", "out", "checkpoint_seconds", "quiet",
+                                          "devices", "data_devices", "distributed", "coordinator", "processes", "process")
     # Fields that each process of one run may have its own value of.
     OWN: typing.ClassVar[tuple] = ("process", "data_dir")
 

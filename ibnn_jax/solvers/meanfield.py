@@ -78,7 +78,8 @@ class Kept(NamedTuple):
     """What the adjoint needs of a solution."""
 
     found: "Found"
-    points: list[Points]  # of every attempt; those after the first have values in the groups that needed them only
+    points: Points  # of the first attempt
+    later: list[Float[Array, "G 2m+1"]]  # z at the points of the others, in the groups that needed them only
     attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
@@ -121,9 +122,10 @@ class MeanField:
         problem, centre = problem.centred()
 
         def retry(count):
-            def again(state, problem, coarser):
+            def again(state, problem, first, last):
+                coarser = _points(problem, *_stand_ins(problem, last[0].shape[1] // 2), last[0]) if last else first
                 found, points = _attempt(problem, count, tol, max_steps, coarser)
-                return found._replace(steps=state[0].steps + found.steps), points
+                return found._replace(steps=state[0].steps + found.steps), points.z
 
             return again
 
@@ -134,23 +136,25 @@ class MeanField:
             bias = _bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
             return Found(bias, found.slope, stats.residual, found.steps + stats.steps)
 
-        found, first = _attempt(problem, self.cells[0], tol, max_steps)
-        points = [first]
+        found, points = _attempt(problem, self.cells[0], tol, max_steps)
         missed = valid & ~(found.residual <= threshold)
         attempt = missed.astype(jnp.int32)
-        for count in self.cells[1:]:
-            if 2 * count < problem.y.shape[1]:
-                shapes = jax.eval_shape(lambda: retry(count)((found,), problem, points[-1])[1])
-                blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-                found, again = run_where(missed, retry(count), (found, blank), problem, points[-1], chunk=_chunk(count))
-                points.append(again)
-                missed = valid & ~(found.residual <= threshold)
-                attempt += missed
+        later = []
+        for count in self._retries(problem):
+            blank = jnp.zeros((len(found.bias), 2 * count + 1), found.bias.dtype)
+            found, z = run_where(missed, retry(count), (found, blank), problem, points, later[-1:], chunk=_chunk(count))
+            later.append(z)
+            missed = valid & ~(found.residual <= threshold)
+            attempt += missed
         if problem.y.shape[1] <= self.polish:
             found = run_where(missed, pairwise, found, problem)
         z = problem.y - problem.lam * found.bias + centre
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
-        return solution, Kept(found, points, attempt)
+        return solution, Kept(found, points, later, attempt)
+
+    def _retries(self, problem: Problem):
+        """The later attempts with fewer points than neurons."""
+        return [count for count in self.cells[1:] if 2 * count < problem.y.shape[1]]
 
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
@@ -158,28 +162,30 @@ class MeanField:
         problem, _ = problem.centred()
         valid &= all_finite(z, v)
         v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
-        later = [(valid & (kept.attempt == k), points) for k, points in enumerate(kept.points)][1:]
+        later = [(valid & (kept.attempt == k), z_points) for k, z_points in enumerate(kept.later, start=1)]
 
-        def reduced(_, problem, found, points, v):
+        def reduced(_, problem, found, z, v):
+            points = _points(problem, *_stand_ins(problem, z.shape[1] // 2), z)
             return _solve_adjoint(problem, found, points, v, options)
 
         def pairwise(_, problem, z, v):
             return solve_adjoint_groups(problem, z, v, options).value
 
-        solved = reduced(None, problem, kept.found, kept.points[0], v_safe)
-        for mask, points in later:
-            solved = run_where(mask, reduced, solved, problem, kept.found, points, v_safe, chunk=_chunk(points.cells.count))
+        solved = _solve_adjoint(problem, kept.found, kept.points, v_safe, options)
+        for mask, z_points in later:
+            solved = run_where(mask, reduced, solved, problem, kept.found, z_points, v_safe, chunk=_chunk(z_points.shape[1] // 2))
         u, ok = solved
-        exact = valid & ((kept.attempt == len(kept.points)) | ~ok)
+        exact = valid & ((kept.attempt > len(kept.later)) | ~ok)
         if z.shape[1] <= self.polish:
             u = run_where(exact, pairwise, u, problem, z, v_safe)
         elif options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
-        by_p = _bias_by_p(problem, kept.points[0])
-        for mask, points in later:
-            by_p = run_where(mask, lambda _, *x: _bias_by_p(*x), by_p, problem, points)
+        by_p = _bias_by_p(problem, kept.points)
+        for mask, z_points in later:
+            again = lambda _, problem, z: _bias_by_p(problem, _points(problem, *_stand_ins(problem, z.shape[1] // 2), z))
+            by_p = run_where(mask, again, by_p, problem, z_points)
         if z.shape[1] <= self.polish:
             slope = problem.op.sigma.derivative
             along_p = lambda _, problem, z: problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
@@ -205,34 +211,44 @@ class Found(NamedTuple):
 
 def _attempt(problem: Problem, count: int, tol: float, max_steps: int, coarser: Points | None = None) -> tuple[Found, Points]:
     """Solve with `count` cells, from the solution with fewer."""
-    cells = Cells.spanning(problem.y, count)
-    place = cells.locate(problem.y)
-    quadrature = place.quadrature(1 / problem.y.shape[1])
+    cells, quadrature = _stand_ins(problem, count)
     if coarser is None:
         half = Cells.spanning(cells.nodes, count // 2)
         weights = half.locate(quadrature.points).quadrature(quadrature.weights)
         coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
     points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
+    place = cells.locate(problem.y)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
 
 
+def _stand_ins(problem: Problem, count: int) -> tuple[Cells, Quadrature]:
+    """The cells of the neurons, and the points that stand for them."""
+    cells = Cells.spanning(problem.y, count)
+    return cells, cells.locate(problem.y).quadrature(1 / problem.y.shape[1])
+
+
 def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
     """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
     op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
-    lam, p, small = problem.lam, problem.p, Problem(quadrature.points, problem.lam, problem.p, op)
+    lam, small = problem.lam, Problem(quadrature.points, problem.lam, problem.p, op)
     start = collapsed_start(small)
     if coarser is not None:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
         start = select(problem.unique & all_finite(guess), guess, start)
     found = run(Newton(linear_tol=0.05), small, start, small.tolerance(tol), max_steps)
-    z = found.z
+    return _points(problem, cells, quadrature, found.z), found
+
+
+def _points(problem: Problem, cells: Cells, quadrature: Quadrature, z) -> Points:
+    """What follows from z at the points."""
+    lam, p = problem.lam, problem.p
     t = z[:, : cells.count + 1]
-    g, g1, g2 = _sums(problem, z, t, op.weight, (0, 1, 2))
+    g, g1, g2 = _sums(problem, z, t, quadrature.weights, (0, 1, 2))
     g = _bias_of(problem, cells.nodes - t, g)
     g1, g2 = -p * g1, p * p * g2
-    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2), found
+    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2)
 
 
 def _bias_of(problem: Problem, shift, bias):

@@ -24,6 +24,8 @@ class Options:
     epochs: int = 80
     train_fraction: float = 1.0  # of the training images, in every network of the experiment
     test_fraction: float = 1.0
+    layers: int | None = None  # of UCN(layers, channels); the paper's for the data set
+    channels: int | None = None
     images: int = 1000  # test images that are attacked or analysed: the first ones
     fixed_lams: tuple = (-0.02, -0.1, -0.5)  # of which the best one is the variant "fixed"
     quick: bool = False  # fewer points
@@ -38,7 +40,8 @@ class Options:
 
     def config(self, **changes):
         """A training run of this size."""
-        same = {name: getattr(self, name) for name in ("dataset", "data_dir", "seeds", "epochs", "train_fraction", "test_fraction")}
+        names = ("dataset", "data_dir", "seeds", "epochs", "train_fraction", "test_fraction", "layers", "channels")
+        same = {name: getattr(self, name) for name in names}
         return configs.Config(**same | {"quiet": True} | changes)
 
     def folder(self, name):
@@ -60,6 +63,8 @@ def parse(arguments=None):
     parser.add_argument("--epochs", type=int, help=f"epochs of each training (default: {default.epochs})")
     parser.add_argument("--train-fraction", type=float, help="share of the training images used in every network (default: 1.0)")
     parser.add_argument("--test-fraction", type=float, help="share of the test images used by every network (default: 1.0)")
+    parser.add_argument("--layers", type=int, help="L of UCN(L, C) (default: the paper's for the data set)")
+    parser.add_argument("--channels", type=int, help="C of UCN(L, C) (default: the paper's for the data set)")
     parser.add_argument("--images", type=int, help=f"test images attacked or analysed (default: {default.images})")
     parser.add_argument("--fixed-lams", type=float, nargs="+", metavar="LAM",
                         help=f"negative lam, of which the best is the variant 'fixed' (default: {' '.join(map(str, default.fixed_lams))})")
