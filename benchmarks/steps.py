@@ -14,7 +14,7 @@ POSITIVE = (0.3, 0.6, 0.9)  # times 1 / p
 SOLVERS = {"Newton": ibnn_jax.Newton(), "MeanField": ibnn_jax.MeanField(cells=(64, 256))}
 SIZES = {  # groups, side, p
     "tiny": (2, 7, (10.0,)),
-    "quick": (6, 14, (3.0, 10.0)),
+    "quick": (6, 14, (10.0,)),
     "full": (48, 28, (1.0, 3.0, 10.0, 30.0)),
 }
 
