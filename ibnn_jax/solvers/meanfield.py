@@ -140,7 +140,7 @@ class MeanField:
         missed = valid & ~(found.residual <= threshold)
         attempt = missed.astype(jnp.int32)
         later = []
-        for count in self._retries(problem):
+        for count in (count for count in self.cells[1:] if 2 * count < problem.y.shape[1]):
             blank = jnp.zeros((len(found.bias), 2 * count + 1), found.bias.dtype)
             found, z = run_where(missed, retry(count), (found, blank), problem, points, later[-1:], chunk=_chunk(count))
             later.append(z)
@@ -151,10 +151,6 @@ class MeanField:
         z = problem.y - problem.lam * found.bias + centre
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
-
-    def _retries(self, problem: Problem):
-        """The later attempts with fewer points than neurons."""
-        return [count for count in self.cells[1:] if 2 * count < problem.y.shape[1]]
 
     def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""

@@ -64,7 +64,7 @@ def parse(arguments=None):
     parser.add_argument("--train-fraction", type=float, help="share of the training images used in every network (default: 1.0)")
     parser.add_argument("--test-fraction", type=float, help="share of the test images used by every network (default: 1.0)")
     parser.add_argument("--layers", type=int, help="L of UCN(L, C) (default: the paper's for the data set)")
-    parser.add_argument("--channels", type=int, help="C of UCN(L, C) (default: the paper's for the data set)")
+    parser.add_argument("--channels", type=int, help="C of UCN(L, C) (default: the paper's for the data set; expressivity has its own)")
     parser.add_argument("--images", type=int, help=f"test images attacked or analysed (default: {default.images})")
     parser.add_argument("--fixed-lams", type=float, nargs="+", metavar="LAM",
                         help=f"negative lam, of which the best is the variant 'fixed' (default: {' '.join(map(str, default.fixed_lams))})")
