@@ -32,11 +32,10 @@ class Cells(NamedTuple):
     step: Float[Array, "G 1"]
 
     @classmethod
-    def spanning(cls, x: Float[Array, "G n"], count: int) -> "Cells":
-        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-        tiny = 16 * jnp.finfo(x.dtype).eps * (1 + jnp.maximum(jnp.abs(low), jnp.abs(high)))
-        step = jnp.maximum((high - low) / count, tiny)
-        return cls(low + step * jnp.arange(count + 1, dtype=x.dtype), step)
+    def spanning(cls, radius: Float[Array, "G 1"], count: int) -> "Cells":
+        """Cells from -radius to radius."""
+        step = jnp.maximum(2 * radius / count, 16 * jnp.finfo(radius.dtype).eps * (1 + radius))
+        return cls(step * jnp.arange(count + 1, dtype=radius.dtype) - radius, step)
 
     @property
     def count(self) -> int:
@@ -66,11 +65,8 @@ class Place(NamedTuple):
 
     def quadrature(self, weights: Float[Array, "G n"] | float) -> Quadrature:
         """The points that replace neurons of the given non-negative weights."""
-        u, (nodes, step) = self.u, self.cells
-        powers = [weights * jnp.ones_like(u)]
-        for _ in range(4):
-            powers.append(powers[-1] * u)
-        m = self._moments(powers)
+        nodes, step = self.cells
+        m = self._moments(weights, 5)
         b0, b1, b2 = (m[k + 1] - m[k + 2] for k in range(3))  # moments of u (1 - u)
         inner = jnp.clip(jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3)
         weight = jnp.maximum(b0, 0) / (inner * (1 - inner))
@@ -82,8 +78,7 @@ class Place(NamedTuple):
 
     def spread(self, v: Float[Array, "G n"]) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
         """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact for cubic f."""
-        u = self.u
-        m0, m1, m2, m3 = self._moments([v, v * u, v * u * u, v * u * u * u])
+        m0, m1, m2, m3 = self._moments(v, 4)
         right, tail = 3 * m2 - 2 * m3, m3 - m2
         first = _at_nodes(m0 - right, right)
         return first, self.cells.step * _at_nodes(m1 - m2 + tail, tail)
@@ -101,18 +96,29 @@ class Place(NamedTuple):
             value = value * self.u + coefficient
         return value
 
-    def _rows(self):
-        return self.cell + self.cells.count * jnp.arange(len(self.cell))[:, None]
+    def _rows(self, copies: int = 1):
+        """Where each point's cell lies among the cells of all groups, of which neighbours use different copies."""
+        groups, n = self.cell.shape
+        first = self.cells.count * (copies * jnp.arange(groups)[:, None] + np.arange(n) % copies)
+        return (self.cell + first).astype(jnp.uint32)  # unsigned: never counted from the end
 
-    def _moments(self, columns: list[Float[Array, "G n"]]) -> list[Float[Array, "G m"]]:
-        """Each column summed over the points of every cell: one scatter, of rows whose length is a power of two."""
-        groups, count = len(self.cell), self.cells.count
-        width = 1 << (len(columns) - 1).bit_length()
-        columns = [jnp.broadcast_to(c, self.u.shape) for c in columns] + [jnp.zeros_like(self.u)] * (width - len(columns))
-        values = jnp.stack(columns, -1).reshape(-1, width)
-        total = jnp.zeros((groups * count, width), values.dtype)
-        total = total.at[self._rows().reshape(-1)].add(values, mode="promise_in_bounds")
-        return list(jnp.moveaxis(total.reshape(groups, count, width), -1, 0))
+    def _moments(self, v: Float[Array, "G n"] | float, number: int) -> list[Float[Array, "G m"]]:
+        """v u^k summed over the points of every cell, for k < number: one scatter of rows.
+
+        Rows are as long as a power of two, and their powers products of u, u^2 and u^4, which vectorises. Neighbours in an
+        image are alike and often share a cell. With one sum for all of them each addition waits for the one before, so they
+        take turns at several sums.
+        """
+        (groups, n), count = self.cell.shape, self.cells.count
+        bits = (number - 1).bit_length()
+        factor, power, rows = self.u[..., None], np.arange(1 << bits), jnp.broadcast_to(v, self.u.shape)[..., None]
+        for bit in range(bits):
+            rows = rows * jnp.where(power & 1 << bit, factor, 1)
+            factor = factor * factor
+        copies = 4 if n > 128 else 1
+        total = jnp.zeros((groups * copies * count, 1 << bits), rows.dtype)
+        total = total.at[self._rows(copies).reshape(-1)].add(rows.reshape(-1, 1 << bits), mode="promise_in_bounds")
+        return list(jnp.moveaxis(total.reshape(groups, copies, count, -1).sum(1), -1, 0))[:number]
 
 
 def _at_nodes(left, right):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ibnn_jax.problem import Problem, all_finite
+from ibnn_jax.problem import Problem
 from ibnn_jax.solution import Result, Solution, Stats
 
 State = Any  # a pytree with the fields z and r (the residual at z), every leaf led by the group axis G
@@ -97,7 +97,8 @@ def iterate(
 
 def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
     """The loop of `iterate`, for a problem without NaN or infinity."""
-    problem, centre = problem.centred()
+    centre, _ = problem.span()
+    problem = problem.centred(centre)
     state = solver.init(problem, collapsed_start(problem) if start is None else start - centre)
 
     def norm_of(state):
@@ -128,7 +129,7 @@ def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], m
 
 def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:
     """Name the outcome of each group; NaN in z and residual where it is not finite."""
-    finite = valid & jnp.isfinite(residual) & all_finite(z)
+    finite = valid & jnp.isfinite(residual)
     converged = finite & met
     code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
     code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
@@ -144,17 +145,22 @@ def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int = 8):
     """
     groups = len(mask)
     chunk = min(chunk, groups)
-    order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -groups % chunk), constant_values=groups)
     count = mask.sum()
 
-    def body(carry):
-        start, x = carry
-        rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
-        rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
-        part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
-        new = f(*part)
-        return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
+    def needed(x):
+        order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -groups % chunk), constant_values=groups)
 
-    if chunk == groups:  # a loop of one pass, in which XLA would see that nothing changes, and compute f ahead of it
-        return jax.lax.cond(count > 0, lambda x: body((jnp.int32(0), x))[1], lambda x: x, x)
-    return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]
+        def body(carry):
+            start, x = carry
+            rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
+            rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
+            part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
+            new = f(*part)
+            return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
+
+        if chunk == groups:
+            return body((jnp.int32(0), x))[1]
+        return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]
+
+    # A branch, not a loop of no passes: out of that XLA may take what does not change in it, and compute it always.
+    return jax.lax.cond(count > 0, needed, lambda x: x, x)

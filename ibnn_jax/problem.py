@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,13 @@ from jaxtyping import Bool, Float
 from ibnn_jax.couplings import Coupling, Operator
 
 BLOCK = 320_000  # neurons that a CPU treats together
+
+
+class Span(NamedTuple):
+    """A range, per group."""
+
+    centre: Float[Array, "G 1"]
+    radius: Float[Array, "G 1"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["y", "lam", "p", "op"], meta_fields=[])
@@ -47,13 +55,17 @@ class Problem:
     def sanitised(self) -> tuple["Problem", Bool[Array, "G"]]:
         """(this problem with groups that hold NaN or infinity replaced by y = 0, lam = 0, p = 1; which groups do not)."""
         parts = (self.y, self.lam, self.p)
-        valid = all_finite(*parts)
+        valid = jnp.isfinite(sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p)))[:, 0]
         return Problem(*replace_where(~valid, (0, 0, 1), *parts), self.op), valid
 
-    def centred(self) -> tuple["Problem", Float[Array, "G 1"]]:
-        """(this problem without the mean of y, that mean): the equation knows differences only, and small numbers round less."""
-        centre = jax.lax.stop_gradient(self.y.mean(-1, keepdims=True))
-        return replace(self, y=self.y - centre), centre
+    def span(self) -> Span:
+        """The range of y."""
+        low, high = (0.5 * jax.lax.stop_gradient(end) for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)))
+        return Span(high + low, high - low)
+
+    def centred(self, centre: Float[Array, "G 1"]) -> "Problem":
+        """This problem, moved by -centre: the equation knows differences only, and small numbers round less."""
+        return replace(self, y=self.y - centre)
 
     @property
     def unique(self):
@@ -63,12 +75,8 @@ class Problem:
     def tolerance(self, tol: float) -> Float[Array, "G"]:
         """The stopping rule, per group: max|r| <= tol (1 + max|y| + |lam|), where tol is at least 4 eps."""
         tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
-        return tol * (1 + jnp.abs(self.y).max(-1) + jnp.abs(self.lam[:, 0]))
-
-
-def all_finite(*arrays: Float[Array, "G ..."]) -> Bool[Array, "G"]:
-    """Per group, whether everything is finite."""
-    return reduce(jnp.logical_and, (jnp.isfinite(jnp.abs(x).max(-1)) for x in arrays))
+        centre, radius = self.span()
+        return tol * (1 + jnp.abs(centre) + radius + jnp.abs(self.lam))[:, 0]
 
 
 def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."]):

@@ -208,8 +208,8 @@ def _implicit_bwd(options, adjoint, saved, cotangents):
     problem, z, kept = saved
     v = cotangents[0]
     if kept is not None:
-        pullback = merge_vmap(in_blocks(lambda problem, kept, z, v: options[0].pullback(problem, kept, z, v, adjoint)))
-        return (pullback(problem, kept, z, v),)
+        pullback = merge_vmap(in_blocks(lambda problem, kept, v: options[0].pullback(problem, kept, v, adjoint)))
+        return (pullback(problem, kept, v),)
     u = merge_vmap(lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value)(problem, z, v)
     return jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)
 

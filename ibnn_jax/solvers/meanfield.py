@@ -29,10 +29,11 @@ from ibnn_jax.cells import Cells, Place, Quadrature
 from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
 from ibnn_jax.iterate import Run, collapsed_start, iterate, package, run, run_where, select
 from ibnn_jax.linear import conjugate_gradient
-from ibnn_jax.problem import Problem, all_finite
+from ibnn_jax.problem import Problem, Span
 from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
+
 
 
 FLAT = 1e-2  # least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
@@ -117,14 +118,12 @@ class MeanField:
 
     def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
-        problem, valid = problem.sanitised()
         threshold = problem.tolerance(tol)
-        problem, centre = problem.centred()
+        problem, valid, span = _prepared(problem)
 
         def retry(count):
-            def again(state, problem, first, last):
-                coarser = _points(problem, *_stand_ins(problem, last[0].shape[1] // 2), last[0]) if last else first
-                found, points = _attempt(problem, count, tol, max_steps, coarser)
+            def again(state, problem, span, first):
+                found, points = _attempt(problem, span, count, tol, max_steps, first)
                 return found._replace(steps=state[0].steps + found.steps), points.z
 
             return again
@@ -136,59 +135,69 @@ class MeanField:
             bias = _bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
             return Found(bias, found.slope, stats.residual, found.steps + stats.steps)
 
-        found, points = _attempt(problem, self.cells[0], tol, max_steps)
+        found, points = _attempt(problem, span, self.cells[0], tol, max_steps)
         missed = valid & ~(found.residual <= threshold)
         attempt = missed.astype(jnp.int32)
         later = []
         for count in (count for count in self.cells[1:] if 2 * count < problem.y.shape[1]):
             blank = jnp.zeros((len(found.bias), 2 * count + 1), found.bias.dtype)
-            found, z = run_where(missed, retry(count), (found, blank), problem, points, later[-1:], chunk=_chunk(count))
+            found, z = run_where(missed, retry(count), (found, blank), problem, span, points, chunk=_chunk(count))
             later.append(z)
             missed = valid & ~(found.residual <= threshold)
             attempt += missed
         if problem.y.shape[1] <= self.polish:
             found = run_where(missed, pairwise, found, problem)
-        z = problem.y - problem.lam * found.bias + centre
+        z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
 
-    def pullback(self, problem: Problem, kept: Kept, z, v, options: Implicit) -> Problem:
+    def pullback(self, problem: Problem, kept: Kept, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
-        problem, valid = problem.sanitised()
-        problem, _ = problem.centred()
-        valid &= all_finite(z, v)
-        v_safe, z = (jnp.where(valid[:, None], x, 0) for x in (v, z))
+        problem, valid, span = _prepared(problem)
+        valid &= jnp.isfinite(kept.found.residual)
         later = [(valid & (kept.attempt == k), z_points) for k, z_points in enumerate(kept.later, start=1)]
 
-        def reduced(_, problem, found, z, v):
-            points = _points(problem, *_stand_ins(problem, z.shape[1] // 2), z)
-            return _solve_adjoint(problem, found, points, v, options)
+        def points_again(problem, span, z):
+            return _points(problem, *_stand_ins(problem, span, z.shape[1] // 2), z)
 
-        def pairwise(_, problem, z, v):
-            return solve_adjoint_groups(problem, z, v, options).value
+        def reduced(_, problem, span, found, z, v):
+            return _solve_adjoint(problem, span, found, points_again(problem, span, z), v, options)
 
-        solved = _solve_adjoint(problem, kept.found, kept.points, v_safe, options)
-        for mask, z_points in later:
-            solved = run_where(mask, reduced, solved, problem, kept.found, z_points, v_safe, chunk=_chunk(z_points.shape[1] // 2))
+        def pairwise(_, problem, bias, v):
+            return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, options).value
+
+        solved = _solve_adjoint(problem, span, kept.found, kept.points, v, options)
+        for mask, z in later:
+            solved = run_where(mask, reduced, solved, problem, span, kept.found, z, v, chunk=_chunk(z.shape[1] // 2))
         u, ok = solved
         exact = valid & ((kept.attempt > len(kept.later)) | ~ok)
-        if z.shape[1] <= self.polish:
-            u = run_where(exact, pairwise, u, problem, z, v_safe)
+        small = v.shape[1] <= self.polish
+        if small:
+            u = run_where(exact, pairwise, u, problem, kept.found.bias, v)
         elif options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
-        by_p = _bias_by_p(problem, kept.points)
-        for mask, z_points in later:
-            again = lambda _, problem, z: _bias_by_p(problem, _points(problem, *_stand_ins(problem, z.shape[1] // 2), z))
-            by_p = run_where(mask, again, by_p, problem, z_points)
-        if z.shape[1] <= self.polish:
-            slope = problem.op.sigma.derivative
-            along_p = lambda _, problem, z: problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
-            by_p = run_where(exact, along_p, by_p, problem, z)
+        by_p = _bias_by_p(problem, span, kept.points)
+        for mask, z in later:
+            again = lambda _, problem, span, z: _bias_by_p(problem, span, points_again(problem, span, z))
+            by_p = run_where(mask, again, by_p, problem, span, z)
+        if small:
+            def along_p(_, problem, bias):
+                slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
+                return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
+
+            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias)
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
+
+
+def _prepared(problem: Problem):
+    """(the problem sanitised, which groups were finite, the range of y in them and 0 elsewhere)."""
+    span = problem.span()
+    problem, valid = problem.sanitised()
+    return problem, valid, select(valid, span, jax.tree.map(jnp.zeros_like, span))
 
 
 def _chunk(count: int) -> int:
@@ -205,24 +214,29 @@ class Found(NamedTuple):
     steps: Array
 
 
-def _attempt(problem: Problem, count: int, tol: float, max_steps: int, coarser: Points | None = None) -> tuple[Found, Points]:
-    """Solve with `count` cells, from the solution with fewer."""
-    cells, quadrature = _stand_ins(problem, count)
+def _attempt(problem: Problem, span: Span, count: int, tol: float, max_steps: int, coarser: Points | None = None):
+    """Solve with `count` cells, from the solution with fewer: Found, Points."""
+    cells, quadrature = _stand_ins(problem, span, count)
     if coarser is None:
-        half = Cells.spanning(cells.nodes, count // 2)
+        half = Cells.spanning(span.radius, count // 2)
         weights = half.locate(quadrature.points).quadrature(quadrature.weights)
         coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
     points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
-    place = cells.locate(problem.y)
+    place = _neurons(problem, span, cells)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
 
 
-def _stand_ins(problem: Problem, count: int) -> tuple[Cells, Quadrature]:
+def _stand_ins(problem: Problem, span: Span, count: int) -> tuple[Cells, Quadrature]:
     """The cells of the neurons, and the points that stand for them."""
-    cells = Cells.spanning(problem.y, count)
-    return cells, cells.locate(problem.y).quadrature(1 / problem.y.shape[1])
+    cells = Cells.spanning(span.radius, count)
+    return cells, _neurons(problem, span, cells).quadrature(1 / problem.y.shape[1])
+
+
+def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
+    """The neurons in the cells, which lie around 0: nothing as large as the shared part of y is subtracted from its like."""
+    return cells.locate(problem.y - span.centre)
 
 
 def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
@@ -232,7 +246,7 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
     start = collapsed_start(small)
     if coarser is not None:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
-        start = select(problem.unique & all_finite(guess), guess, start)
+        start = select(problem.unique & jnp.isfinite(guess).all(-1), guess, start)
     found = run(Newton(linear_tol=0.05), small, start, small.tolerance(tol), max_steps)
     return _points(problem, cells, quadrature, found.z), found
 
@@ -274,39 +288,45 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
 
 
-def _solve_adjoint(problem: Problem, found: Found, points: Points, v, options: Implicit):
+def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, v, options: Implicit):
     """u at the neurons, through the points, and the groups in which the system of the points was solved."""
     lam, p = problem.lam, problem.p
     z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
-    place = points.cells.locate(problem.y)
-    force, torque = place.spread(found.slope * v / v.shape[1])
-    torque = p * torque / points.y1
-    t = points.at_nodes
-    b = p * (_sums(problem, t, z, force, (1,))[0] + _sums(problem, t, z, torque, (2,))[0])
+    place = _neurons(problem, span, points.cells)
+    # b is the sum of charges and dipoles at the nodes; the kernel is even, its derivative odd.
+    charge, dipole = place.spread(found.slope * v / v.shape[1])
+    dipole = p * dipole / points.y1
+    kernels = _kernels(problem, z, points.at_nodes, (1, 2, 3, 4))
+    at_points = lambda kernel, f: jnp.einsum("gtl,gt->gl", kernel, f)
+    b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
     matrix, inverse_diagonal = Problem(points.quadrature.points, lam, p, PointsOperator(z.shape[1:], sigma, weight)).hessian(z)
     inner = conjugate_gradient(
         matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * jnp.abs(b).max(-1),
         max_steps=options.max_steps, active=jnp.isfinite(b).all(-1), weight=weight,
     )
-    from_nodes = _sums(problem, t, t, force, (2, 3)), _sums(problem, t, t, torque, (3, 4))
-    from_points = _sums(problem, z, t, weight * inner.x, (1, 2, 3))
-    h0 = b[:, : t.shape[1]] - lam * p * from_points[0]
-    h1 = -p * p * (from_nodes[0][0] + from_nodes[1][0] - lam * from_points[1])
-    h2 = p**3 * (from_nodes[0][1] + from_nodes[1][1] - lam * from_points[2])
-    u = found.slope * (v - lam * place.interpolate(*points.in_y(h0, h1, h2)))
-    return u, inner.ok
+    rest = ((0, 0), (0, points.cells.count))
+    charge, dipole = jnp.pad(charge, rest) - lam * weight * inner.x, jnp.pad(dipole, rest)
+    at_nodes = lambda k: jnp.einsum("gtl,gl->gt", kernels[k], charge) + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
+    h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))
+    u = found.slope * (v - lam * place.interpolate(*h))
+    return u, inner.ok | ~jnp.isfinite(b).all(-1)  # a v that is not finite makes u so, which the pairwise solve cannot mend
 
 
-def _bias_by_p(problem: Problem, points: Points) -> Float[Array, "G n"]:
+def _bias_by_p(problem: Problem, span: Span, points: Points) -> Float[Array, "G n"]:
     """dB_i / dp = 1/n sum_k (z_k - z_i) sigma'(p (z_k - z_i)) at the neurons."""
     sigma, p = problem.op.sigma, problem.p
     moment = Sigma(lambda x: x * sigma.derivative(x), sigma.primitive)
     alike = Problem(problem.y, problem.lam, p, UniformOperator((), moment))
     f, f1, f2 = _sums(alike, points.z, points.at_nodes, points.quadrature.weights, (0, 1, 2))
-    return points.cells.locate(problem.y).interpolate(*points.in_y(f, -p * f1, p * p * f2)) / p
+    return _neurons(problem, span, points.cells).interpolate(*points.in_y(f, -p * f1, p * p * f2)) / p
 
 
 def _sums(problem: Problem, z, t, v, orders) -> list[Array]:
     """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
+    return [jnp.einsum("gtl,gl->gt", kernel, v) for kernel in _kernels(problem, z, t, orders)]
+
+
+def _kernels(problem: Problem, z, t, orders) -> list[Array]:
+    """sigma^(k)(p (z_l - t_j)) for each order k, [G, targets, sources]."""
     x = problem.p[:, :, None] * (z[:, None, :] - t[:, :, None])
-    return [jnp.einsum("gtl,gl->gt", problem.op.sigma.differentiated(k)(x), v) for k in orders]
+    return [problem.op.sigma.differentiated(k)(x) for k in orders]
