@@ -1,0 +1,49 @@
+"""The quadrature and the interpolation that MeanField rests on, against sums over all points."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibnn_jax.cells import Cells
+
+CUBIC = np.polynomial.Polynomial([0.3, -1.0, 0.7, 0.4])
+QUINTIC = np.polynomial.Polynomial([0.2, 0.5, -0.3, 0.1, 0.6, -0.4])
+
+
+@pytest.fixture(params=[50, 500], ids="{} points".format)  # few share one sum per cell, many take turns at four
+def x(request):
+    """Two groups, with ties and empty cells."""
+    x = np.random.default_rng(0).normal(size=(2, request.param))
+    x[:, ::3] = x[:, :1]
+    return x / abs(x).max(-1, keepdims=True) * [[2.0], [0.5]]
+
+
+@pytest.fixture
+def cells(x):
+    return Cells.spanning(jnp.asarray(abs(x).max(-1, keepdims=True)), 6)
+
+
+def test_the_quadrature_is_exact_for_cubics(x, cells):
+    rule = cells.locate(jnp.asarray(x)).quadrature(1 / x.shape[1])
+    assert (rule.weights >= 0).all()
+    np.testing.assert_allclose((rule.weights * CUBIC(rule.points)).sum(-1), CUBIC(x).mean(-1), rtol=1e-12)
+
+
+def test_the_defect_is_what_a_quartic_costs(x, cells):
+    rule = cells.locate(jnp.asarray(x)).quadrature(1 / x.shape[1])
+    error = (rule.weights * rule.points**4).sum(-1) - (x**4).mean(-1)
+    np.testing.assert_allclose(error, rule.defect.sum(-1), rtol=1e-9)
+
+
+def test_spreading_is_exact_for_cubics(x, cells):
+    v = np.random.default_rng(1).normal(size=x.shape)
+    charge, dipole = cells.locate(jnp.asarray(x)).spread(jnp.asarray(v))
+    total = (charge * CUBIC(cells.nodes) + dipole * CUBIC.deriv()(cells.nodes)).sum(-1)
+    np.testing.assert_allclose(total, (v * CUBIC(x)).sum(-1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("slope", [False, True])
+def test_interpolation_is_exact_for_quintics(x, cells, slope):
+    data = (jnp.asarray(f(np.asarray(cells.nodes))) for f in (QUINTIC, QUINTIC.deriv(), QUINTIC.deriv(2)))
+    found = cells.locate(jnp.asarray(x)).interpolate(*data, slope=slope)
+    np.testing.assert_allclose(found, (QUINTIC.deriv() if slope else QUINTIC)(x), rtol=1e-10, atol=1e-12)
