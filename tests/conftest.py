@@ -15,6 +15,13 @@ from ibnn_jax import Uniform, Window
 jax.config.update("jax_enable_x64", True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """A file's programs are not used by the next one, and a process can hold only so many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from train import main as training
-from train import records
+from train import programs, records
 from train.experiments import options, show
 from train.experiments.results import Results, label
 from train.experiments.study import Study
@@ -48,6 +48,7 @@ def _measure(experiment, study, results, bar):
             results.add(point, rows)
             with open(results.path.parent / "seconds.csv", "a") as file:
                 file.write(f"{label(point)},{time.monotonic() - start:.1f}\n")
+            programs.release()
         bar.update()
 
 

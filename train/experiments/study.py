@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from train import main as training
-from train import records
+from train import programs, records
 
 # The paper trains lam without a bound; below its bound the solution is unique; lam < 0 is what the theory of robustness assumes.
 # Past it exact solutions take a hundred times as long, and some adjoint systems have none that is good: like the authors' program, the
@@ -56,6 +56,7 @@ class Study:
             if not isinstance(refused.__cause__, FloatingPointError):
                 raise
             folder, finite = Path(config.out), False
+        programs.release()
         return records.read(folder).get(config.model, {}), finite
 
     def outcomes(self, variant, **changes):
