@@ -55,9 +55,7 @@ def solve(
         ValueError: see `bind`; unknown solver, tol or max_steps not positive.
     """
     problem, layout = bind(y, lam, p, coupling)
-    options = _options(problem, solver, tol, max_steps)
-    with jax.default_matmul_precision("highest"):
-        solution = _forward(options, problem, trace)[0]
+    solution = _solved(_options(problem, solver, tol, max_steps), trace, problem)
     solution = _restore(solution, layout, jnp.asarray(y).dtype)
     if strict and not bool(solution.stats.converged.all()):
         failed = int((~solution.stats.converged).sum())
@@ -99,18 +97,7 @@ def implicit_bias(
     options = _options(problem, solver, tol, max_steps)
     if exact and isinstance(options[0], MeanField):
         raise ValueError(f"{adjoint} differentiates the exact equation; MeanField does not step on it. Use solver=Newton()")
-    with jax.default_matmul_precision("highest"):
-        if isinstance(adjoint, Unrolled):
-            length = options[2] if adjoint.max_steps is None else adjoint.max_steps
-            z, _, stats = iterate(options[0], problem, tol=options[1], max_steps=length, unrolled=True)
-        elif isinstance(adjoint, Phantom):
-            z, _, stats = jax.lax.stop_gradient(_forward(options, jax.lax.stop_gradient(problem), False)[0])
-            for _ in range(adjoint.k):
-                z = z + adjoint.damping * problem.residual(z)
-        elif adjoint.any_order:
-            z, stats = _any_order(options, adjoint, problem)
-        else:
-            z, stats = _implicit(options, adjoint, problem)
+    z, stats = _differentiable(options, adjoint, problem)
     solution = _restore(Solution(z, stats.steps, stats), layout, jnp.asarray(y).dtype)
     return (solution.value, solution.stats) if has_stats else solution.value
 
@@ -132,8 +119,7 @@ def solve_adjoint(z, v, lam, p, coupling: Coupling, *, tol: float | None = None,
         raise ValueError(f"z and v must have one shape; got {jnp.shape(z)} and {jnp.shape(v)}")
     problem, layout = bind(z, lam, p, coupling)
     cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
-    with jax.default_matmul_precision("highest"):
-        found = solve_adjoint_groups(problem, problem.y, cotangent, Implicit(tol, max_steps))
+    found = _adjoint_solved(Implicit(tol, max_steps), problem, cotangent)
     return _restore(found, layout, jnp.asarray(z).dtype)
 
 
@@ -180,6 +166,38 @@ def _options(problem: Problem, solver, tol, max_steps):
     if tol is None:
         tol = solver.default_tol if isinstance(solver, MeanField) else default_tol(problem.y.dtype)
     return solver, tol, max_steps or MAX_STEPS
+
+
+# Compiled here, so that calls outside jit too are compiled once for each shape and each choice of options: a loop's body is a
+# new function in every call, for which JAX would compile it again.
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _solved(options, trace, problem):
+    with jax.default_matmul_precision("highest"):
+        return _forward(options, problem, trace)[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _differentiable(options, adjoint, problem):
+    """(z, Stats) on groups, with the derivative that `adjoint` names."""
+    with jax.default_matmul_precision("highest"):
+        if isinstance(adjoint, Unrolled):
+            length = options[2] if adjoint.max_steps is None else adjoint.max_steps
+            z, _, stats = iterate(options[0], problem, tol=options[1], max_steps=length, unrolled=True)
+            return z, stats
+        if isinstance(adjoint, Phantom):
+            z, _, stats = jax.lax.stop_gradient(_forward(options, jax.lax.stop_gradient(problem), False)[0])
+            for _ in range(adjoint.k):
+                z = z + adjoint.damping * problem.residual(z)
+            return z, stats
+        return _any_order(options, adjoint, problem) if adjoint.any_order else _implicit(options, adjoint, problem)
+
+
+@partial(jax.jit, static_argnums=0)
+def _adjoint_solved(options, problem, v):
+    with jax.default_matmul_precision("highest"):
+        return solve_adjoint_groups(problem, problem.y, v, options)
 
 
 def _forward(options, problem, trace):

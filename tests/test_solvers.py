@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import test_util as jtu
 
 import ibnn_jax
 from ibnn_jax import Anderson, Broyden, Dense, GradientDescent, Newton, Picard, Result, Uniform, Window
@@ -353,3 +354,17 @@ def test_small_elimination(key):
     gram = jnp.einsum("gmn,gkn->gmk", a, a)
     b = a[:, :, 0]
     np.testing.assert_allclose(_solve(gram, b), np.linalg.solve(gram, b[:, :, None])[:, :, 0], rtol=1e-9)
+
+
+def test_outside_jit_a_choice_of_options_is_compiled_once():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20)))
+
+    def calls(lam):
+        solution = ibnn_jax.solve(y, lam, 10.0, Uniform((-1,)))
+        gradient = jax.grad(lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, Uniform((-1,))).sum())(y)
+        return solution.value, gradient, ibnn_jax.solve_adjoint(y, y, lam, 10.0, Uniform((-1,))).value
+
+    calls(-0.5)
+    with jtu.count_jit_compilation_cache_miss() as count:
+        calls(-0.7)
+    assert count() == 0
