@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-
 MAPS = Path("/proc/self/maps")
 
 
@@ -13,5 +11,7 @@ def release(limit=15_000):
     On CPUs XLA keeps a program in some 2,000 maps per implicit layer, and crashes when it gets no more. Where there is no
     such file nothing happens.
     """
+    import jax  # here, because figures are drawn without it
+
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > limit:
         jax.clear_caches()
