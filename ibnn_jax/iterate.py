@@ -97,8 +97,7 @@ def iterate(
 
 def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
     """The loop of `iterate`, for a problem without NaN or infinity."""
-    centre, _ = problem.span()
-    problem = problem.centred(centre)
+    problem, centre = problem.centred()
     state = solver.init(problem, collapsed_start(problem) if start is None else start - centre)
 
     def norm_of(state):
@@ -158,8 +157,6 @@ def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int = 8):
             new = f(*part)
             return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
 
-        if chunk == groups:
-            return body((jnp.int32(0), x))[1]
         return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]
 
     # A branch, not a loop of no passes: out of that XLA may take what does not change in it, and compute it always.

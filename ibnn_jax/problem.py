@@ -63,9 +63,10 @@ class Problem:
         low, high = (0.5 * jax.lax.stop_gradient(end) for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)))
         return Span(high + low, high - low)
 
-    def centred(self, centre: Float[Array, "G 1"]) -> "Problem":
-        """This problem, moved by -centre: the equation knows differences only, and small numbers round less."""
-        return replace(self, y=self.y - centre)
+    def centred(self) -> tuple["Problem", Float[Array, "G 1"]]:
+        """(this problem around 0, where its centre was): the equation knows differences only, and small numbers round less."""
+        centre = self.span().centre
+        return replace(self, y=self.y - centre), centre
 
     @property
     def unique(self):

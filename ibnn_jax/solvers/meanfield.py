@@ -35,7 +35,6 @@ from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 
 
-
 FLAT = 1e-2  # least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
 
 
