@@ -28,8 +28,7 @@ def measure(study, point):
     elif point["part"] == "loss":
         found = ensemble.each(_loss, images[:200], labels[:200])
     else:
-        known = 200 if study.options.quick else 5000  # of the images that an informed attacker has seen
-        found = ensemble.each(_stealth, images, pixels(study.dataset.train_images[:known]))
+        found = ensemble.each(_stealth, images, pixels(study.dataset.train_images[:5000]))
     return [{"seed": s} | {k: round(float(v[s]), 6) for k, v in found.items()} | {"finite": 1} for s in range(ensemble.seeds)]
 
 
@@ -100,13 +99,15 @@ def _stealth(model, seed, images, train):
         extra = response
         z = y
         if block.implicit is not None:
-            lam, p = block.implicit.lam[...], block.implicit.p
+            layer = block.implicit
+            lam, p = layer.lam[...], layer.p
             first = jnp.concatenate([y[..., 0].reshape(len(y), -1), response[:, None]], 1)
             n = first.shape[1] - 1
             # w stays 1 / D with D + 1 neurons (Eq. 46).
-            solved = ibnn_jax.solve(first, lam * (n + 1) / n, p, ibnn_jax.Uniform((-1,))).value
+            own = {"solver": layer.solver, "tol": layer.tol, "max_steps": layer.max_steps}
+            solved = ibnn_jax.solve(first, lam * (n + 1) / n, p, ibnn_jax.Uniform((-1,)), **own).value
             extra = solved[:, -1]
-            z = block.implicit(y).at[..., 0].set(solved[:, :-1].reshape(y.shape[:-1]))
+            z = layer(y).at[..., 0].set(solved[:, :-1].reshape(y.shape[:-1]))
         return block.norm(jax.nn.relu(z)), jax.nn.relu(extra)
 
     def logits(x, response, strength, target):
