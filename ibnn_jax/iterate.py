@@ -90,15 +90,15 @@ def iterate(
     """
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(tol)
-    start = None if start is None else select(valid, start, problem.y)
-    found = run(solver, problem, start, threshold, max_steps, trace=trace, unrolled=unrolled)
-    return package(problem, valid, found.z, found.residual, found.residual <= threshold, found.steps, found.trace)
+    centred, centre = problem.centred()
+    start = collapsed_start(centred) if start is None else select(valid, start, problem.y) - centre
+    found = run(solver, centred, start, threshold, max_steps, trace=trace, unrolled=unrolled)
+    return package(problem, valid, found.z + centre, found.residual, found.residual <= threshold, found.steps, found.trace)
 
 
 def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
-    """The loop of `iterate`, for a problem without NaN or infinity."""
-    problem, centre = problem.centred()
-    state = solver.init(problem, collapsed_start(problem) if start is None else start - centre)
+    """The loop of `iterate`, for a problem around 0 without NaN or infinity."""
+    state = solver.init(problem, start)
 
     def norm_of(state):
         return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
@@ -123,7 +123,7 @@ def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], m
     history = carry.trace
     if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
         history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
-    return Run(carry.state.z + centre, carry.norm, carry.steps, history)
+    return Run(carry.state.z, carry.norm, carry.steps, history)
 
 
 def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Solution:

@@ -13,7 +13,7 @@ class LinearSolution(NamedTuple):
     x: Float[Array, "G n"]
     residual: Float[Array, "G"]  # max_i |b - A x|_i, from the recurrence
     steps: Int[Array, "G"]
-    ok: Bool[Array, "G"]  # residual within tol, and no direction of non-positive curvature was met
+    ok: Bool[Array, "G"]  # residual within tol
 
 
 def conjugate_gradient(
@@ -38,7 +38,7 @@ def conjugate_gradient(
         return (weight * a * b).sum(-1)
 
     def body(carry):
-        k, x, r, d, rho, active, ok, steps = carry
+        k, x, r, d, rho, active, steps = carry
         ad = matvec(d)
         curvature = dot(d, ad)
         good = active & (curvature > 0)
@@ -48,15 +48,14 @@ def conjugate_gradient(
         good &= size < largest
         x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r_new, r)
         q = inverse_diagonal * r
-        rho_new = dot(r, q)
-        beta = jnp.where(good, rho_new / jnp.where(good, rho, 1), 0)[:, None]
-        d = jnp.where(good[:, None], q + beta * d, d)
-        return k + 1, x, r, d, jnp.where(good, rho_new, rho), good & (size > tol), ok & (good | ~active), steps + good
+        rho, last = dot(r, q), rho
+        beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
+        return k + 1, x, r, q + beta * d, rho, good & (size > tol), steps + good
 
     largest = 1e3 * jnp.abs(b).max(-1)  # past it the iteration diverges, as it may where weights are 0 and A is indefinite
     d = inverse_diagonal * b
     active = active & (jnp.abs(b).max(-1) > tol)
-    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.ones_like(active), jnp.zeros(len(b), jnp.int32))
-    _, x, r, *_, ok, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & c[5].any(), body, carry)
+    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.zeros(len(b), jnp.int32))
+    _, x, r, *_, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & c[5].any(), body, carry)
     residual = jnp.abs(r).max(-1)
-    return LinearSolution(x, residual, steps, ok & (residual <= tol))
+    return LinearSolution(x, residual, steps, residual <= tol)

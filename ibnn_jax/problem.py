@@ -73,10 +73,10 @@ class Problem:
         """True where lam is below the uniqueness bound, [G]."""
         return (self.lam < self.op.bound(self.p))[:, 0]
 
-    def tolerance(self, tol: float) -> Float[Array, "G"]:
-        """The stopping rule, per group: max|r| <= tol (1 + max|y| + |lam|), where tol is at least 4 eps."""
+    def tolerance(self, tol: float, span: Span | None = None) -> Float[Array, "G"]:
+        """The stopping rule, per group: max|r| <= tol (1 + max|y| + |lam|), where tol is at least 4 eps; span: of y, if known."""
         tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
-        centre, radius = self.span()
+        centre, radius = span or self.span()
         return tol * (1 + jnp.abs(centre) + radius + jnp.abs(self.lam))[:, 0]
 
 

@@ -16,7 +16,7 @@ The adjoint (I + lam DB) u = v reduces in the same way: with K(t) = p sigma'(p t
 where x solves the adjoint system of the points for the right-hand side b.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -27,14 +27,14 @@ from jaxtyping import Float, Int
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.cells import Cells, Place, Quadrature
 from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
-from ibnn_jax.iterate import Run, collapsed_start, iterate, package, run, run_where, select
+from ibnn_jax.iterate import Run, collapsed_start, package, run, run_where, select
 from ibnn_jax.linear import conjugate_gradient
 from ibnn_jax.problem import Problem, Span
 from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 
-
+LINEAR_TOL = 0.05  # of Newton's inner solves: the starts are good, and the tolerance is not tight
 FLAT = 1e-2  # least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
 
 
@@ -94,7 +94,8 @@ class MeanField:
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. Attempts with
-            as many points as neurons are left out.
+            as many points as neurons are left out, so the third serves groups of more than 1024; each one costs a
+            second or two of compilation. Next to the bound with p of 30 and more, (16, 80) is faster.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
 
@@ -102,7 +103,7 @@ class MeanField:
         ValueError: cells empty, not increasing, or less than 4.
     """
 
-    cells: tuple[int, ...] = (16, 48, 192)
+    cells: tuple[int, ...] = (16, 64, 512)
     default_tol: float = 1e-4
     polish: int = 20_000
 
@@ -117,8 +118,8 @@ class MeanField:
 
     def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
-        threshold = problem.tolerance(tol)
         problem, valid, span = _prepared(problem)
+        threshold = problem.tolerance(tol, span)
 
         def retry(count):
             def again(state, problem, span, first):
@@ -127,12 +128,13 @@ class MeanField:
 
             return again
 
-        def pairwise(found, problem):
+        def pairwise(found, problem, span, threshold):
+            problem = replace(problem, y=problem.y - span.centre)
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
             start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
-            z, _, stats = iterate(Newton(), problem, start, tol=tol, max_steps=max_steps)
+            z, residual, steps, _ = run(Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps)
             bias = _bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
-            return Found(bias, found.slope, stats.residual, found.steps + stats.steps)
+            return Found(bias, found.slope, residual, found.steps + steps)
 
         found, points = _attempt(problem, span, self.cells[0], tol, max_steps)
         missed = valid & ~(found.residual <= threshold)
@@ -145,7 +147,7 @@ class MeanField:
             missed = valid & ~(found.residual <= threshold)
             attempt += missed
         if problem.y.shape[1] <= self.polish:
-            found = run_where(missed, pairwise, found, problem)
+            found = run_where(missed, pairwise, found, problem, span, threshold)
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
@@ -163,7 +165,8 @@ class MeanField:
             return _solve_adjoint(problem, span, found, points_again(problem, span, z), v, options)
 
         def pairwise(_, problem, bias, v):
-            return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, options).value
+            as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
+            return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, as_exact).value
 
         solved = _solve_adjoint(problem, span, kept.found, kept.points, v, options)
         for mask, z in later:
@@ -219,8 +222,8 @@ def _attempt(problem: Problem, span: Span, count: int, tol: float, max_steps: in
     if coarser is None:
         half = Cells.spanning(span.radius, count // 2)
         weights = half.locate(quadrature.points).quadrature(quadrature.weights)
-        coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
-    points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
+        coarser, _ = _solve_points(problem, span, half, weights, tol, max_steps)
+    points, found = _solve_points(problem, span, cells, quadrature, 0.25 * tol, max_steps, coarser)
     place = _neurons(problem, span, cells)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
@@ -238,15 +241,17 @@ def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
     return cells.locate(problem.y - span.centre)
 
 
-def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
+def _solve_points(problem, span, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
     """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
     op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
     lam, small = problem.lam, Problem(quadrature.points, problem.lam, problem.p, op)
-    start = collapsed_start(small)
-    if coarser is not None:
+    if coarser is None:
+        start = collapsed_start(small)
+    else:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
-        start = select(problem.unique & jnp.isfinite(guess).all(-1), guess, start)
-    found = run(Newton(linear_tol=0.05), small, start, small.tolerance(tol), max_steps)
+        start = jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, small.y)
+    threshold = small.tolerance(tol, Span(jnp.zeros_like(span.centre), span.radius))
+    found = run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, max_steps)
     return _points(problem, cells, quadrature, found.z), found
 
 
@@ -299,16 +304,17 @@ def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, v
     at_points = lambda kernel, f: jnp.einsum("gtl,gt->gl", kernel, f)
     b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
     matrix, inverse_diagonal = Problem(points.quadrature.points, lam, p, PointsOperator(z.shape[1:], sigma, weight)).hessian(z)
+    size = jnp.abs(b).max(-1)
     inner = conjugate_gradient(
-        matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * jnp.abs(b).max(-1),
-        max_steps=options.max_steps, active=jnp.isfinite(b).all(-1), weight=weight,
+        matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
+        max_steps=options.max_steps, active=jnp.isfinite(size), weight=weight,
     )
     rest = ((0, 0), (0, points.cells.count))
     charge, dipole = jnp.pad(charge, rest) - lam * weight * inner.x, jnp.pad(dipole, rest)
     at_nodes = lambda k: jnp.einsum("gtl,gl->gt", kernels[k], charge) + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
     h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))
     u = found.slope * (v - lam * place.interpolate(*h))
-    return u, inner.ok | ~jnp.isfinite(b).all(-1)  # a v that is not finite makes u so, which the pairwise solve cannot mend
+    return u, inner.ok | ~jnp.isfinite(size)  # a v that is not finite makes u so, which the pairwise solve cannot mend
 
 
 def _bias_by_p(problem: Problem, span: Span, points: Points) -> Float[Array, "G n"]:
