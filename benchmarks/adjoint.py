@@ -15,7 +15,7 @@ COUPLING = ibnn_jax.Uniform((-2, -1))
 SIZES = {  # groups, side, lams, repetitions
     "tiny": (2, 7, (-0.5,), 1),
     "quick": (8, 14, (-0.5,), 3),
-    "full": (24, 14, (-2.0, -0.5, -0.1, 0.03, 0.08), 5),  # with 28 a peer's dense Jacobians take hours
+    "full": (24, 14, (-2.0, -0.5, -0.1, 0.03, 0.08), 5),  # with 28 a peer with dense Jacobians takes more than 15 minutes
 }
 
 
