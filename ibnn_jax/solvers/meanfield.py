@@ -128,8 +128,8 @@ class MeanField:
 
             return again
 
-        def pairwise(found, problem, span, threshold):
-            problem = replace(problem, y=problem.y - span.centre)
+        def pairwise(found, problem, threshold):
+            problem, _ = problem.centred()
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
             start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
             z, residual, steps, _ = run(Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps)
@@ -147,7 +147,7 @@ class MeanField:
             missed = valid & ~(found.residual <= threshold)
             attempt += missed
         if problem.y.shape[1] <= self.polish:
-            found = run_where(missed, pairwise, found, problem, span, threshold)
+            found = run_where(missed, pairwise, found, problem, threshold)
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
@@ -222,8 +222,8 @@ def _attempt(problem: Problem, span: Span, count: int, tol: float, max_steps: in
     if coarser is None:
         half = Cells.spanning(span.radius, count // 2)
         weights = half.locate(quadrature.points).quadrature(quadrature.weights)
-        coarser, _ = _solve_points(problem, span, half, weights, tol, max_steps)
-    points, found = _solve_points(problem, span, cells, quadrature, 0.25 * tol, max_steps, coarser)
+        coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
+    points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
     place = _neurons(problem, span, cells)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
@@ -241,7 +241,7 @@ def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
     return cells.locate(problem.y - span.centre)
 
 
-def _solve_points(problem, span, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
+def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
     """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
     op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
     lam, small = problem.lam, Problem(quadrature.points, problem.lam, problem.p, op)
@@ -250,7 +250,8 @@ def _solve_points(problem, span, cells, quadrature, tol, max_steps, coarser=None
     else:
         guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
         start = jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, small.y)
-    threshold = small.tolerance(tol, Span(jnp.zeros_like(span.centre), span.radius))
+    radius = -cells.nodes[:, :1]
+    threshold = small.tolerance(tol, Span(jnp.zeros_like(radius), radius))
     found = run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, max_steps)
     return _points(problem, cells, quadrature, found.z), found
 
