@@ -2,12 +2,14 @@
 
 The range of a group's values is cut into m equal cells. In every cell the neurons are replaced by the quadrature rule
 with points at the two ends of the cell (shared with its neighbours) and one inside, which integrates cubics exactly over
-the neurons of that cell. Its weights are never negative, so sums over the points inherit the symmetry and definiteness
-of sums over the neurons. Functions known at the ends with two derivatives are interpolated by quintic polynomials.
+the neurons of that cell. A last point without weight makes their number 2m + 2, a power of two for the m that are used.
+The weights are never negative, so sums over the points inherit the symmetry and definiteness of sums over the neurons.
+Functions known at the ends with two derivatives are interpolated by quintic polynomials.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -48,12 +50,20 @@ class Cells(NamedTuple):
 
 
 class Quadrature(NamedTuple):
-    """Points that stand for the neurons: the m + 1 nodes, then one point inside each cell."""
+    """Points that stand for the neurons: the m + 1 nodes, one point inside each cell, and the last node without weight."""
 
-    points: Float[Array, "G 2m+1"]
-    weights: Float[Array, "G 2m+1"]
+    points: Float[Array, "G 2m+2"]
+    weights: Float[Array, "G 2m+2"]
     inner: Float[Array, "G m"]  # where in its cell each inner point lies, in (0, 1)
     defect: Float[Array, "G m"]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2: what a fourth derivative / 24 costs
+
+    def at_nodes(self, x: Float[Array, "G 2m+2"]) -> Float[Array, "G m+1"]:
+        """What x has at the nodes."""
+        return x[:, : self.inner.shape[1] + 1]
+
+    def inside(self, x: Float[Array, "G 2m+2"]) -> Float[Array, "G m"]:
+        """What x has at the inner points."""
+        return x[:, self.inner.shape[1] + 1 : -1]
 
 
 class Place(NamedTuple):
@@ -73,8 +83,9 @@ class Place(NamedTuple):
         right = jnp.maximum(m[1] - weight * inner, 0)
         left = jnp.maximum(m[0] - weight - right, 0)
         defect = jnp.maximum(b2 - 2 * inner * b1 + inner**2 * b0, 0) * step**4
-        points = jnp.concatenate([nodes, nodes[:, :-1] + inner * step], axis=1)
-        return Quadrature(points, jnp.concatenate([_at_nodes(left, right), weight], axis=1), inner, defect)
+        points = jnp.concatenate([nodes, nodes[:, :-1] + inner * step, nodes[:, -1:]], axis=1)
+        weights = jnp.concatenate([_at_nodes(left, right), weight, jnp.zeros_like(step)], axis=1)
+        return Quadrature(points, weights, inner, defect)
 
     def spread(self, v: Float[Array, "G n"]) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
         """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact for cubic f."""
@@ -103,7 +114,17 @@ class Place(NamedTuple):
         return (self.cell + first).astype(jnp.uint32)  # unsigned: never counted from the end
 
     def _moments(self, v: Float[Array, "G n"] | float, number: int) -> list[Float[Array, "G m"]]:
-        """v u^k summed over the points of every cell, for k < number: one scatter of rows.
+        """v u^k summed over the points of every cell, for k < number."""
+        scatter = jax.default_backend() == "cpu" or self.cells.count > 64
+        return (self._scattered if scatter else self._compared)(v, number)
+
+    def _compared(self, v, number):
+        """`_moments` on accelerators: each cell looks at all points, which has no additions in an order left to chance."""
+        inside = self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
+        return [jnp.where(inside, (v * self.u**k)[:, None, :], 0).sum(-1) for k in range(number)]
+
+    def _scattered(self, v, number):
+        """`_moments` by one scatter of rows.
 
         Rows are as long as a power of two, and their powers products of u, u^2 and u^4, which vectorises. Neighbours in an
         image are alike and often share a cell. With one sum for all of them each addition waits for the one before, so they

@@ -118,7 +118,7 @@ def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], m
     if unrolled:
         carry = jax.lax.scan(lambda c, _: (body(c), None), carry, length=max_steps)[0]
     else:
-        carry = jax.lax.while_loop(lambda c: (c.step < max_steps) & c.active.any(), body, carry)
+        carry = jax.lax.while_loop(lambda c: (c.step < max_steps) & (c.active.sum() > 0), body, carry)
 
     history = carry.trace
     if history is not None:  # an early exit leaves the tail unwritten: repeat the last value

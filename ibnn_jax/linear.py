@@ -56,6 +56,6 @@ def conjugate_gradient(
     d = inverse_diagonal * b
     active = active & (jnp.abs(b).max(-1) > tol)
     carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.zeros(len(b), jnp.int32))
-    _, x, r, *_, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & c[5].any(), body, carry)
+    _, x, r, *_, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry)
     residual = jnp.abs(r).max(-1)
     return LinearSolution(x, residual, steps, residual <= tol)

@@ -83,13 +83,15 @@ class Problem:
 def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."]):
     """The arrays with groups of `mask` filled; untouched where there are none, which is the usual case.
 
-    A branch rather than a select for another reason too: XLA lays its results out once, where it would otherwise repeat the
-    transposition of y in every loop that reads it.
+    On CPUs a branch rather than a select for another reason too: XLA lays its results out once, where it would otherwise repeat
+    the transposition of y in every loop that reads it. Accelerators would wait for the branch longer than they select.
     """
 
     def replaced(*arrays):
         return tuple(jnp.where(mask[:, None], fill, x) for fill, x in zip(fills, arrays))
 
+    if jax.default_backend() != "cpu":
+        return replaced(*arrays)
     return jax.lax.cond(mask.any(), replaced, lambda *arrays: arrays, *arrays)
 
 

@@ -47,3 +47,9 @@ def test_interpolation_is_exact_for_quintics(x, cells, slope):
     data = (jnp.asarray(f(np.asarray(cells.nodes))) for f in (QUINTIC, QUINTIC.deriv(), QUINTIC.deriv(2)))
     found = cells.locate(jnp.asarray(x)).interpolate(*data, slope=slope)
     np.testing.assert_allclose(found, (QUINTIC.deriv() if slope else QUINTIC)(x), rtol=1e-10, atol=1e-12)
+
+
+def test_moments_are_the_same_on_accelerators(x, cells):
+    place = cells.locate(jnp.asarray(x))
+    for scattered, compared in zip(place._scattered(0.5, 5), place._compared(0.5, 5), strict=True):
+        np.testing.assert_allclose(compared, scattered, rtol=1e-12, atol=1e-14)

@@ -28,6 +28,7 @@ from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.cells import Cells, Place, Quadrature
 from ibnn_jax.couplings import Operator, PointsOperator, UniformOperator
 from ibnn_jax.iterate import Run, collapsed_start, package, run, run_where, select
+from ibnn_jax.kernels import per_group
 from ibnn_jax.linear import conjugate_gradient
 from ibnn_jax.problem import Problem, Span
 from ibnn_jax.sigmas import Sigma
@@ -43,7 +44,7 @@ class Points(NamedTuple):
 
     cells: Cells
     quadrature: Quadrature
-    z: Float[Array, "G 2m+1"]
+    z: Float[Array, "G 2m+2"]
     g: Float[Array, "G m+1"]  # G and its first two derivatives at the nodes, then Y' and Y'' there
     g1: Float[Array, "G m+1"]
     g2: Float[Array, "G m+1"]
@@ -53,12 +54,12 @@ class Points(NamedTuple):
     @property
     def at_nodes(self):
         """z at the nodes."""
-        return self.z[:, : self.cells.count + 1]
+        return self.quadrature.at_nodes(self.z)
 
     @property
     def inner(self):
         """z at the inner points."""
-        return self.z[:, self.cells.count + 1 :]
+        return self.quadrature.inside(self.z)
 
     def bias(self):
         """B and its first two derivatives in y, at the nodes."""
@@ -79,13 +80,13 @@ class Kept(NamedTuple):
 
     found: "Found"
     points: Points  # of the first attempt
-    later: list[Float[Array, "G 2m+1"]]  # z at the points of the others, in the groups that needed them only
+    later: list[Float[Array, "G 2m+2"]]  # z at the points of the others, in the groups that needed them only
     attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
 @dataclass(frozen=True)
 class MeanField:
-    """Newton on 2 * cells + 1 points that stand for a group's neurons, for Uniform couplings; see the module.
+    """Newton on 2 * cells + 2 points that stand for a group's neurons, for Uniform couplings; see the module.
 
     The reported residual is that of the points plus the estimated errors of the quadrature and of the interpolation, so
     it speaks of the equation of the neurons. Groups whose estimate exceeds the tolerance (inputs spread over many widths
@@ -103,7 +104,7 @@ class MeanField:
         ValueError: cells empty, not increasing, or less than 4.
     """
 
-    cells: tuple[int, ...] = (16, 64, 512)
+    cells: tuple[int, ...] = (15, 63, 511)
     default_tol: float = 1e-4
     polish: int = 20_000
 
@@ -136,18 +137,25 @@ class MeanField:
             bias = _bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
             return Found(bias, found.slope, residual, found.steps + steps)
 
+        def missed(found):
+            return valid & ~(found.residual <= threshold)
+
+        def finish(found, later, attempt):
+            solved = []
+            for count, z in zip(counts, later):
+                again = retry(count)
+                found, z = run_where(missed(found), again, (found, z), problem, span, points, chunk=_chunk(count))
+                solved.append(z)
+                attempt += missed(found)
+            if problem.y.shape[1] <= self.polish:
+                found = run_where(missed(found), pairwise, found, problem, threshold)
+            return found, solved, attempt
+
         found, points = _attempt(problem, span, self.cells[0], tol, max_steps)
-        missed = valid & ~(found.residual <= threshold)
-        attempt = missed.astype(jnp.int32)
-        later = []
-        for count in (count for count in self.cells[1:] if 2 * count < problem.y.shape[1]):
-            blank = jnp.zeros((len(found.bias), 2 * count + 1), found.bias.dtype)
-            found, z = run_where(missed, retry(count), (found, blank), problem, span, points, chunk=_chunk(count))
-            later.append(z)
-            missed = valid & ~(found.residual <= threshold)
-            attempt += missed
-        if problem.y.shape[1] <= self.polish:
-            found = run_where(missed, pairwise, found, problem, threshold)
+        counts = [count for count in self.cells[1:] if 2 * count < problem.y.shape[1]]
+        later = [jnp.zeros((len(found.bias), 2 * count + 2), found.bias.dtype) for count in counts]
+        state = found, later, missed(found).astype(jnp.int32)
+        found, later, attempt = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
@@ -159,7 +167,7 @@ class MeanField:
         later = [(valid & (kept.attempt == k), z_points) for k, z_points in enumerate(kept.later, start=1)]
 
         def points_again(problem, span, z):
-            return _points(problem, *_stand_ins(problem, span, z.shape[1] // 2), z)
+            return _points(problem, *_stand_ins(problem, span, _count(z)), z)
 
         def reduced(_, problem, span, found, z, v):
             return _solve_adjoint(problem, span, found, points_again(problem, span, z), v, options)
@@ -168,17 +176,20 @@ class MeanField:
             as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
             return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, as_exact).value
 
-        solved = _solve_adjoint(problem, span, kept.found, kept.points, v, options)
-        for mask, z in later:
-            solved = run_where(mask, reduced, solved, problem, span, kept.found, z, v, chunk=_chunk(z.shape[1] // 2))
-        u, ok = solved
-        exact = valid & ((kept.attempt > len(kept.later)) | ~ok)
-        small = v.shape[1] <= self.polish
-        if small:
-            u = run_where(exact, pairwise, u, problem, kept.found.bias, v)
-        elif options.give_up < 1:
-            valid &= ~exact  # too large for the pairwise solve: lost, and said so
+        def not_solved(ok):
+            return valid & ((kept.attempt > len(kept.later)) | ~ok)
 
+        def finish(u, ok):
+            for mask, z in later:
+                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, chunk=_chunk(_count(z)))
+            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v) if small else u, ok
+
+        small = v.shape[1] <= self.polish
+        u, ok = _solve_adjoint(problem, span, kept.found, kept.points, v, options)
+        u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
+        exact = not_solved(ok)
+        if not small and options.give_up < 1:
+            valid &= ~exact  # too large for the pairwise solve: lost, and said so
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
         by_p = _bias_by_p(problem, span, kept.points)
         for mask, z in later:
@@ -202,9 +213,15 @@ def _prepared(problem: Problem):
     return problem, valid, select(valid, span, jax.tree.map(jnp.zeros_like, span))
 
 
+def _count(z_points: Array) -> int:
+    """Of the cells that have so many points."""
+    return z_points.shape[1] // 2 - 1
+
+
 def _chunk(count: int) -> int:
-    """Groups solved together in a later attempt: few enough for their matrices to stay in the cache."""
-    return max(1, 600_000 // (2 * count + 1) ** 2)
+    """Groups solved together in a later attempt: few enough for their matrices to stay in a CPU's cache."""
+    budget = 600_000 if jax.default_backend() == "cpu" else 100_000_000
+    return max(1, budget // (2 * count + 2) ** 2)
 
 
 class Found(NamedTuple):
@@ -219,10 +236,6 @@ class Found(NamedTuple):
 def _attempt(problem: Problem, span: Span, count: int, tol: float, max_steps: int, coarser: Points | None = None):
     """Solve with `count` cells, from the solution with fewer: Found, Points."""
     cells, quadrature = _stand_ins(problem, span, count)
-    if coarser is None:
-        half = Cells.spanning(span.radius, count // 2)
-        weights = half.locate(quadrature.points).quadrature(quadrature.weights)
-        coarser, _ = _solve_points(problem, half, weights, tol, max_steps)
     points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
     place = _neurons(problem, span, cells)
     bias = place.interpolate(*points.bias())
@@ -242,24 +255,29 @@ def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
 
 
 def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
-    """Newton on the points, started from the collapsed start or from the solution on coarser cells."""
-    op = PointsOperator(quadrature.points.shape[1:], problem.op.sigma, quadrature.weights)
-    lam, small = problem.lam, Problem(quadrature.points, problem.lam, problem.p, op)
-    if coarser is None:
-        start = collapsed_start(small)
-    else:
-        guess = small.y - lam * coarser.cells.locate(small.y).interpolate(*coarser.bias())
-        start = jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, small.y)
+    """Newton on the points, from the collapsed start or from the solution on coarser cells."""
+    lam = problem.lam
+
+    def newton(y, lam, p, weights, threshold, *start):
+        small = Problem(y, lam, p, PointsOperator(y.shape[1:], problem.op.sigma, weights))
+        start = start[0] if start else collapsed_start(small)
+        return run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, max_steps)
+
+    start = []
+    if coarser is not None:
+        y = quadrature.points
+        guess = y - lam * coarser.cells.locate(y).interpolate(*coarser.bias())
+        start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
     radius = -cells.nodes[:, :1]
-    threshold = small.tolerance(tol, Span(jnp.zeros_like(radius), radius))
-    found = run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, max_steps)
+    threshold = problem.tolerance(tol, Span(jnp.zeros_like(radius), radius))
+    found = per_group(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
     return _points(problem, cells, quadrature, found.z), found
 
 
 def _points(problem: Problem, cells: Cells, quadrature: Quadrature, z) -> Points:
     """What follows from z at the points."""
     lam, p = problem.lam, problem.p
-    t = z[:, : cells.count + 1]
+    t = quadrature.at_nodes(z)
     g, g1, g2 = _sums(problem, z, t, quadrature.weights, (0, 1, 2))
     g = _bias_of(problem, cells.nodes - t, g)
     g1, g2 = -p * g1, p * p * g2
@@ -285,10 +303,9 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     quadrature_error = jnp.einsum("gtc,gc->gt", fourth, quadrature.defect * steep**4).max(-1) / 12
     cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
-    inside = quadrature.points[:, points.cells.count + 1 :]
-    predicted = inside - lam * place.interpolate(*points.bias())
+    predicted = quadrature.inside(quadrature.points) - lam * place.interpolate(*points.bias())
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
-    interpolation_error = jnp.where(quadrature.weights[:, points.cells.count + 1 :] > 0, gap, 0).max(-1)
+    interpolation_error = jnp.where(quadrature.inside(quadrature.weights) > 0, gap, 0).max(-1)
     rounding = 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * jnp.abs(points.cells.nodes)).max(-1)
     return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
 
@@ -304,13 +321,17 @@ def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, v
     kernels = _kernels(problem, z, points.at_nodes, (1, 2, 3, 4))
     at_points = lambda kernel, f: jnp.einsum("gtl,gt->gl", kernel, f)
     b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
-    matrix, inverse_diagonal = Problem(points.quadrature.points, lam, p, PointsOperator(z.shape[1:], sigma, weight)).hessian(z)
     size = jnp.abs(b).max(-1)
-    inner = conjugate_gradient(
-        matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
-        max_steps=options.max_steps, active=jnp.isfinite(size), weight=weight,
-    )
-    rest = ((0, 0), (0, points.cells.count))
+
+    def solve(z, lam, p, weights, b, size):
+        matrix, inverse_diagonal = Problem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights)).hessian(z)
+        return conjugate_gradient(
+            matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
+            max_steps=options.max_steps, active=jnp.isfinite(size), weight=weights,
+        )
+
+    inner = per_group(solve, z, lam, p, weight, b, size)
+    rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
     charge, dipole = jnp.pad(charge, rest) - lam * weight * inner.x, jnp.pad(dipole, rest)
     at_nodes = lambda k: jnp.einsum("gtl,gl->gt", kernels[k], charge) + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
     h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))

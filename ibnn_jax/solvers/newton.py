@@ -84,7 +84,7 @@ class Newton(Solver):
             return attempt(a.k, jnp.where(a.overshot, shrunk, a.scale), a.picard | a.useless)
 
         first = attempt(0, jnp.ones_like(slope), ~newton)
-        return jax.lax.while_loop(lambda a: (a.k <= self.cuts) & (a.overshot | a.useless).any(), retry, first)
+        return jax.lax.while_loop(lambda a: (a.k <= self.cuts) & ((a.overshot | a.useless).sum() > 0), retry, first)
 
 
 class _Attempt(NamedTuple):

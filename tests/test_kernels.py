@@ -1,0 +1,64 @@
+"""The GPU kernels of small groups: interpreted here, and lowered for CUDA, which needs no GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ibnn_jax as ib
+from ibnn_jax import kernels
+from ibnn_jax.solvers import meanfield
+
+COUPLING = ib.Uniform((-1,))
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """What was traced for one backend must not be found in the cache for another."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def both(y, lam, v):
+    """z, and the gradients in y and lam."""
+    z, back = jax.vjp(lambda y, lam: ib.implicit_bias(y, lam, 10.0, COUPLING, solver=ib.MeanField()), y, lam)
+    return z, *back(v)
+
+
+def arguments():
+    y, v = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 200)), jnp.float32)
+    y = y.at[2].multiply(8.0)  # needs a second attempt, of 128 points
+    return y, jnp.array([-5.0, -0.5, -0.5, 0.0, 0.05, 0.095])[:, None], v
+
+
+def test_a_kernel_does_what_the_loops_do(monkeypatch):
+    loops = both(*arguments())
+    jax.clear_caches()
+    lengths = []
+
+    def interpreted(f, *arrays):
+        lengths.append(arrays[0].shape[-1])
+        return kernels.kernel(f, *arrays, interpret=True)
+
+    monkeypatch.setattr(meanfield, "per_group", interpreted)
+    for found, expected in zip(both(*arguments()), loops):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)  # both stop at the tolerance
+    assert set(lengths) >= {32, 128}
+
+
+def test_on_cuda_both_solvers_are_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    lowered = jax.jit(both).trace(*arguments()).lower(lowering_platforms=("cuda",)).as_text()
+    assert lowered.count("triton") >= 4  # two numbers of points, forward and adjoint
+
+
+def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
+    def twice(x):
+        return 2 * jnp.cumsum(x, -1)  # no kernel could do this
+
+    assert kernels.per_group(twice, jnp.ones((3, 32)))[0, -1] == 64
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert kernels.per_group(twice, jnp.ones((3, 31)))[0, -1] == 62
+    assert kernels.per_group(twice, jnp.ones((3, 256)))[0, -1] == 512
+    assert jax.jit(lambda x: kernels.per_group(lambda x: 2 * x, x))(jnp.ones((3, 32))).sum() == 192  # a CPU beside a GPU
