@@ -1,6 +1,7 @@
 """Implicit Bias Neural Networks in JAX and Flax."""
 
 from ibnn_jax.adjoint import Implicit, Phantom, Unrolled
+from ibnn_jax.convolution import canonical_convolution
 from ibnn_jax.couplings import Dense, Uniform, Window, uniqueness_bound
 from ibnn_jax.layers import IBNNConv, IBNNLinear, ImplicitBias, implicit_layers, project
 from ibnn_jax.models import UCN, transfer

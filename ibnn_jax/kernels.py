@@ -47,5 +47,6 @@ def kernel(f: Callable, *arrays: Array, interpret: bool = False):
         out_specs=[block(x) for x in shapes],
         compiler_params=triton.CompilerParams(num_warps=max(1, length**2 // 2048), num_stages=1),
         interpret=interpret,
+        name=f"ibnn_{f.__name__}",
     )(*arrays)
     return jax.tree.unflatten(tree, results)

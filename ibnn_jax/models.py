@@ -1,5 +1,7 @@
 """UCN(L, C), the paper's uniform convolutional network, with implicit-bias or standard neurons."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,9 +19,9 @@ def _normal(mean, std):
 class Block(nnx.Module):
     """conv (same size, zero padding) -> implicit bias, unless standard -> ReLU -> batch norm."""
 
-    def __init__(self, in_channels, channels, kernel_size, *, dtype, axis_name, rngs):
+    def __init__(self, in_channels, channels, kernel_size, *, dtype, axis_name, conv_general_dilated, rngs):
         self.conv = nnx.Conv(
-            in_channels, channels, kernel_size, padding="SAME", dtype=dtype,
+            in_channels, channels, kernel_size, padding="SAME", dtype=dtype, conv_general_dilated=conv_general_dilated,
             kernel_init=_normal(0, 1e-3), bias_init=_normal(0, 1e-3), rngs=rngs,
         )
         self.norm = nnx.BatchNorm(
@@ -52,6 +54,7 @@ class UCN(nnx.Module):
         kernel_size: side of the square filters; None takes the paper's round(0.15 * size) of each axis, at least 1.
         dtype: of the computation outside the solver, e.g. jnp.bfloat16; parameters and solver stay float32.
         axis_name: name of a mapped axis that the batch is spread over: batch norm then takes the whole batch's statistics.
+        conv_general_dilated: of every nnx.Conv; `canonical_convolution` where a loop or a vmap over seeds trains on a CPU.
         lam, p, train_lam, train_p, per_channel, coupling, constraint, lite, solver, adjoint, tol, max_steps: of every
             `ImplicitBias`; per_channel=True gives one lam per channel. Ignored by the twin.
 
@@ -70,6 +73,7 @@ class UCN(nnx.Module):
         kernel_size: int | None = None,
         dtype=None,
         axis_name: str | None = None,
+        conv_general_dilated: Callable = jax.lax.conv_general_dilated,
         lam: float | Array | None = None,
         p: float = 10.0,
         train_lam: bool = True,
@@ -91,7 +95,10 @@ class UCN(nnx.Module):
         height, width, in_channels = image_shape
         kernel = tuple(kernel_size or max(1, round(0.15 * s)) for s in (height, width))
         self.blocks = nnx.List([
-            Block(channels if i else in_channels, channels, kernel, dtype=dtype, axis_name=axis_name, rngs=rngs)
+            Block(
+                channels if i else in_channels, channels, kernel,
+                dtype=dtype, axis_name=axis_name, conv_general_dilated=conv_general_dilated, rngs=rngs,
+            )
             for i in range(layers)
         ])
         self.head = nnx.Linear(

@@ -50,7 +50,16 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
 def test_on_cuda_both_solvers_are_kernels(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     lowered = jax.jit(both).trace(*arguments()).lower(lowering_platforms=("cuda",)).as_text()
-    assert lowered.count("triton") >= 4  # two numbers of points, forward and adjoint
+    for kernel in ("ibnn_newton", "ibnn_conjugate"):
+        assert lowered.count(f'name = "{kernel}"') >= 2, kernel  # two numbers of points
+
+
+def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    arctan = ib.Sigma(jnp.arctan, lambda t: t * jnp.arctan(t) - jnp.log1p(t * t) / 2)
+    for coupling, solver in [(ib.Uniform((-1,), arctan), ib.MeanField()), (COUPLING, ib.MeanField(kernels=False))]:
+        solve = jax.jit(lambda y: ib.implicit_bias(y, -0.5, 10.0, coupling, solver=solver))
+        assert "ibnn_newton" not in solve.trace(arguments()[0]).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):

@@ -57,13 +57,14 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     else:
         coupling = ibnn_jax.Window(size=tuple(int(side) for side in config.coupling.split("x")))
     if not config.retry and config.solver in ("auto", "meanfield") and isinstance(coupling, ibnn_jax.Uniform):
-        solver = ibnn_jax.MeanField(cells=(16,), polish=0)
+        solver = ibnn_jax.MeanField(cells=(15,), polish=0)
     return ibnn_jax.UCN(
         image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
         lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
         solver=solver, adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None, axis_name=axis_name,
+        conv_general_dilated=ibnn_jax.canonical_convolution if jax.default_backend() == "cpu" else jax.lax.conv_general_dilated,
     )
 
 

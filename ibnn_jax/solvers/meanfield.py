@@ -31,7 +31,7 @@ from ibnn_jax.iterate import Run, collapsed_start, package, run, run_where, sele
 from ibnn_jax.kernels import per_group
 from ibnn_jax.linear import conjugate_gradient
 from ibnn_jax.problem import Problem, Span
-from ibnn_jax.sigmas import Sigma
+from ibnn_jax.sigmas import Sigma, tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 
@@ -99,6 +99,8 @@ class MeanField:
             second or two of compilation. Next to the bound with p of 30 and more, (16, 80) is faster.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
+        kernels: on NVIDIA GPUs, solve a group's points in one Pallas kernel where there are 16 to 128 of them (7, 15, 31 or
+            63 cells) and sigma is tanh; False leaves them to XLA, as on other devices.
 
     Raises:
         ValueError: cells empty, not increasing, or less than 4.
@@ -107,6 +109,7 @@ class MeanField:
     cells: tuple[int, ...] = (15, 63, 511)
     default_tol: float = 1e-4
     polish: int = 20_000
+    kernels: bool = True
 
     def __post_init__(self):
         if not self.cells or list(self.cells) != sorted(set(self.cells)) or self.cells[0] < 4:
@@ -117,14 +120,19 @@ class MeanField:
         """Whether the coupling is uniform and sigma smooth."""
         return isinstance(op, UniformOperator) and op.sigma.smooth
 
+    def _on_points(self, op: Operator):
+        """How to apply a function to the points of every group: `per_group`, or as it is."""
+        return per_group if self.kernels and op.sigma == tanh else lambda f, *arrays: f(*arrays)
+
     def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid, span = _prepared(problem)
         threshold = problem.tolerance(tol, span)
+        on_points = self._on_points(problem.op)
 
         def retry(count):
             def again(state, problem, span, first):
-                found, points = _attempt(problem, span, count, tol, max_steps, first)
+                found, points = _attempt(problem, span, count, on_points, tol, max_steps, first)
                 return found._replace(steps=state[0].steps + found.steps), points.z
 
             return again
@@ -151,11 +159,13 @@ class MeanField:
                 found = run_where(missed(found), pairwise, found, problem, threshold)
             return found, solved, attempt
 
-        found, points = _attempt(problem, span, self.cells[0], tol, max_steps)
+        found, points = _attempt(problem, span, self.cells[0], on_points, tol, max_steps)
         counts = [count for count in self.cells[1:] if 2 * count < problem.y.shape[1]]
         later = [jnp.zeros((len(found.bias), 2 * count + 2), found.bias.dtype) for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
-        found, later, attempt = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
+        if counts or problem.y.shape[1] <= self.polish:
+            state = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
+        found, later, attempt = state
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
         return solution, Kept(found, points, later, attempt)
@@ -170,7 +180,7 @@ class MeanField:
             return _points(problem, *_stand_ins(problem, span, _count(z)), z)
 
         def reduced(_, problem, span, found, z, v):
-            return _solve_adjoint(problem, span, found, points_again(problem, span, z), v, options)
+            return _solve_adjoint(problem, span, found, points_again(problem, span, z), on_points, v, options)
 
         def pairwise(_, problem, bias, v):
             as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
@@ -185,8 +195,10 @@ class MeanField:
             return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v) if small else u, ok
 
         small = v.shape[1] <= self.polish
-        u, ok = _solve_adjoint(problem, span, kept.found, kept.points, v, options)
-        u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
+        on_points = self._on_points(problem.op)
+        u, ok = _solve_adjoint(problem, span, kept.found, kept.points, on_points, v, options)
+        if later or small:
+            u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
         exact = not_solved(ok)
         if not small and options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
@@ -233,10 +245,10 @@ class Found(NamedTuple):
     steps: Array
 
 
-def _attempt(problem: Problem, span: Span, count: int, tol: float, max_steps: int, coarser: Points | None = None):
+def _attempt(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
     """Solve with `count` cells, from the solution with fewer: Found, Points."""
     cells, quadrature = _stand_ins(problem, span, count)
-    points, found = _solve_points(problem, cells, quadrature, 0.25 * tol, max_steps, coarser)
+    points, found = _solve_points(problem, cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
     place = _neurons(problem, span, cells)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
@@ -254,7 +266,7 @@ def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
     return cells.locate(problem.y - span.centre)
 
 
-def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> tuple[Points, Run]:
+def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser=None) -> tuple[Points, Run]:
     """Newton on the points, from the collapsed start or from the solution on coarser cells."""
     lam = problem.lam
 
@@ -270,7 +282,7 @@ def _solve_points(problem, cells, quadrature, tol, max_steps, coarser=None) -> t
         start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
     radius = -cells.nodes[:, :1]
     threshold = problem.tolerance(tol, Span(jnp.zeros_like(radius), radius))
-    found = per_group(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
+    found = on_points(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
     return _points(problem, cells, quadrature, found.z), found
 
 
@@ -310,7 +322,7 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
 
 
-def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, v, options: Implicit):
+def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, on_points, v, options: Implicit):
     """u at the neurons, through the points, and the groups in which the system of the points was solved."""
     lam, p = problem.lam, problem.p
     z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
@@ -323,14 +335,14 @@ def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, v
     b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
     size = jnp.abs(b).max(-1)
 
-    def solve(z, lam, p, weights, b, size):
+    def conjugate(z, lam, p, weights, b, size):
         matrix, inverse_diagonal = Problem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights)).hessian(z)
         return conjugate_gradient(
             matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
             max_steps=options.max_steps, active=jnp.isfinite(size), weight=weights,
         )
 
-    inner = per_group(solve, z, lam, p, weight, b, size)
+    inner = on_points(conjugate, z, lam, p, weight, b, size)
     rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
     charge, dipole = jnp.pad(charge, rest) - lam * weight * inner.x, jnp.pad(dipole, rest)
     at_nodes = lambda k: jnp.einsum("gtl,gl->gt", kernels[k], charge) + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
