@@ -8,7 +8,7 @@ import jax
 
 from benchmarks import report
 
-NAMES = ("convergence", "steps", "adjoint", "step", "scaling", "accuracy")
+NAMES = ("convergence", "steps", "adjoint", "step", "ensemble", "scaling", "accuracy")
 
 
 def main(args=None):

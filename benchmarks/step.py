@@ -33,7 +33,7 @@ def run(size):
     return report.Report(rows, columns, lambda figure: _draw(figure, rows))
 
 
-def _images(shape, batch):
+def training_images(shape, batch):
     """Training images of the data set of this shape, or smooth random ones where it is not prepared."""
     from train import data
 
@@ -49,7 +49,7 @@ def _images(shape, batch):
 
 def _network(name, lams, batch, seeds, warmup, repetitions):
     layers, channels, shape = NETWORKS[name]
-    images, labels, source = _images(shape, batch)
+    images, labels, source = training_images(shape, batch)
     build = lambda key, implicit, lam=None: ibnn_jax.UCN(
         shape, 10, layers=layers, channels=channels, implicit=implicit, lam=lam, rngs=nnx.Rngs(key))
     keys = jax.random.split(jax.random.key(0), seeds)

@@ -49,7 +49,7 @@ def _fwd(x, kernel, pads, precision):
 def _bwd(pads, precision, saved, g):
     x, kernel = saved
     by_x = _one_by_one(partial(_by_inputs, pads, precision))(g, kernel)
-    return by_x, _one_by_one(partial(_by_kernel, pads, precision))(x, g)
+    return by_x, _one_by_one(partial(_by_kernel, pads, precision), images=False)(x, g)
 
 
 _convolution.defvjp(_fwd, _bwd)
@@ -70,12 +70,15 @@ def _by_kernel(pads, precision, x, g):
     return _forward(pads, precision, x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
 
-def _one_by_one(f):
-    """f of two arrays, with a vmap that calls it for one element after the other."""
+def _one_by_one(f, images=True):
+    """f(a, b) with a vmap that takes one element after the other; elements that share b become more images, if a is images."""
     call = jax.custom_batching.custom_vmap(f)
 
     @call.def_vmap
     def rule(size, batched, *arrays):
+        if images and not batched[1]:
+            result = call(arrays[0].reshape(-1, *arrays[0].shape[2:]), arrays[1])
+            return result.reshape(size, -1, *result.shape[1:]), True
         arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched)]
         return lax.map(lambda pair: call(*pair), tuple(arrays)), True
 

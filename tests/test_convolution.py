@@ -49,6 +49,16 @@ def test_a_vmap_over_seeds_inside_a_scan(axes):
     assert_same(scanned(with_gradients(ib.canonical_convolution)), scanned(with_gradients(lax.conv_general_dilated)))
 
 
+def test_images_that_share_a_kernel_are_not_taken_one_by_one():
+    x, kernel = images_and_kernels(seeds=(3,))
+    each = lambda x: jax.vmap(lambda x: ib.canonical_convolution(x[None], kernel[0], (1, 1), "SAME")[0])(x)
+    gradient = lambda x: jax.grad(lambda x: (each(x) ** 2).sum())(x)
+    for f in (each, gradient):
+        assert "while" not in jax.jit(f).lower(x[0]).as_text()
+    expected = lax.conv_general_dilated(x[0], kernel[0], (1, 1), "SAME", dimension_numbers=LAYOUT)
+    np.testing.assert_allclose(each(x[0]), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_network_learns_the_same_with_it():
     images = images_and_kernels()[0].astype(jnp.float32)
 
