@@ -1,7 +1,6 @@
 """A training step inside a scan over steps and a vmap over seeds, as `train` runs it: the convolution, and the price of an IBNN."""
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 
@@ -77,7 +76,8 @@ def _draw(figure, rows):
     axis = figure.subplots()
     names = [f"{r['network']}\n{r['seeds']} seed(s), {r['model']}" for r in rows if r["convolution"] == "canonical"]
     for convolution, width in zip(CONVOLUTIONS, (-0.4, 0.4)):
-        axis.bar(names, [r["ms per step and seed"] for r in rows if r["convolution"] == convolution], width, align="edge", label=convolution)
+        heights = [r["ms per step and seed"] for r in rows if r["convolution"] == convolution]
+        axis.bar(names, heights, width, align="edge", label=convolution)
     axis.set(ylabel="ms per training step and seed", yscale="log")
     axis.tick_params(axis="x", labelsize=6, rotation=45)
     axis.legend(title="convolution")
