@@ -1,5 +1,7 @@
 """The GPU kernels of small groups: interpreted here, and lowered for CUDA, which needs no GPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,9 @@ def fresh():
     jax.clear_caches()
 
 
-def both(y, lam, v):
+def both(y, lam, v, cells=None):
     """z, and the gradients in y and lam."""
-    z, back = jax.vjp(lambda y, lam: ib.implicit_bias(y, lam, 10.0, COUPLING, solver=ib.MeanField()), y, lam)
+    z, back = jax.vjp(lambda y, lam: ib.implicit_bias(y, lam, 10.0, COUPLING, solver=ib.MeanField(cells=cells)), y, lam)
     return z, *back(v)
 
 
@@ -47,11 +49,12 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
     assert set(lengths) >= {32, 128}
 
 
-def test_on_cuda_both_solvers_are_kernels(monkeypatch):
+@pytest.mark.parametrize("cells, attempts", [(None, 1), ((15, 63), 2)], ids=str)
+def test_on_cuda_both_solvers_are_kernels(monkeypatch, cells, attempts):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    lowered = jax.jit(both).trace(*arguments()).lower(lowering_platforms=("cuda",)).as_text()
+    lowered = jax.jit(partial(both, cells=cells)).trace(*arguments()).lower(lowering_platforms=("cuda",)).as_text()
     for kernel in ("ibnn_newton", "ibnn_conjugate"):
-        assert lowered.count(f'name = "{kernel}"') >= 2, kernel  # two numbers of points
+        assert lowered.count(f'name = "{kernel}"') == attempts
 
 
 def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):

@@ -94,9 +94,9 @@ class MeanField:
     are finished by pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
-        cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. Attempts with
-            as many points as neurons are left out, so the third serves groups of more than 1024; each one costs a
-            second or two of compilation. Next to the bound with p of 30 and more, (16, 80) is faster.
+        cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. None takes (15, 63, 511)
+            on CPUs, and elsewhere (63, 511): there an attempt more costs more than points. Attempts with as many points as
+            neurons are left out, so 511 serves groups of more than 1024; each one costs a second or two of compilation.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
         kernels: on NVIDIA GPUs, solve a group's points in one Pallas kernel where there are 16 to 128 of them (7, 15, 31 or
@@ -106,14 +106,20 @@ class MeanField:
         ValueError: cells empty, not increasing, or less than 4.
     """
 
-    cells: tuple[int, ...] = (15, 63, 511)
+    cells: tuple[int, ...] | None = None
     default_tol: float = 1e-4
     polish: int = 20_000
     kernels: bool = True
 
     def __post_init__(self):
-        if not self.cells or list(self.cells) != sorted(set(self.cells)) or self.cells[0] < 4:
+        cells = self._attempts()
+        if not cells or list(cells) != sorted(set(cells)) or cells[0] < 4:
             raise ValueError(f"MeanField: cells must be increasing numbers, the first at least 4; got {self.cells}")
+
+    def _attempts(self) -> tuple[int, ...]:
+        if self.cells is None:
+            return (15, 63, 511) if jax.default_backend() == "cpu" else (63, 511)
+        return self.cells
 
     @staticmethod
     def fits(op: Operator) -> bool:
@@ -159,8 +165,9 @@ class MeanField:
                 found = run_where(missed(found), pairwise, found, problem, threshold)
             return found, solved, attempt
 
-        found, points = _attempt(problem, span, self.cells[0], on_points, tol, max_steps)
-        counts = [count for count in self.cells[1:] if 2 * count < problem.y.shape[1]]
+        first, *others = self._attempts()
+        found, points = _attempt(problem, span, first, on_points, tol, max_steps)
+        counts = [count for count in others if 2 * count < problem.y.shape[1]]
         later = [jnp.zeros((len(found.bias), 2 * count + 2), found.bias.dtype) for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
@@ -232,7 +239,7 @@ def _count(z_points: Array) -> int:
 
 def _chunk(count: int) -> int:
     """Groups solved together in a later attempt: few enough for their matrices to stay in a CPU's cache."""
-    budget = 600_000 if jax.default_backend() == "cpu" else 100_000_000
+    budget = 600_000 if jax.default_backend() == "cpu" else 30_000_000
     return max(1, budget // (2 * count + 2) ** 2)
 
 
