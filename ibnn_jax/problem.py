@@ -71,7 +71,7 @@ class Problem:
     @property
     def unique(self):
         """True where lam is below the uniqueness bound, [G]."""
-        return (self.lam < self.op.bound(self.p))[:, 0]
+        return (self.lam < self.op.bound(self.p)).squeeze(-1)
 
     def tolerance(self, tol: float, span: Span | None = None) -> Float[Array, "G"]:
         """The stopping rule, per group: max|r| <= tol (1 + max|y| + |lam|), where tol is at least 4 eps; span: of y, if known."""

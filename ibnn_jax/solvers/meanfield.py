@@ -347,7 +347,7 @@ def _solve_adjoint(problem: Problem, span: Span, found: Found, points: Points, o
         matrix, inverse_diagonal = Problem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights)).hessian(z)
         return conjugate_gradient(
             matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
-            max_steps=options.max_steps, active=jnp.isfinite(size), weight=weights,
+            max_steps=options.max_steps, active=size < jnp.inf, weight=weights,  # finite: NaN is not less
         )
 
     inner = on_points(conjugate, z, lam, p, weight, b, size)

@@ -42,7 +42,7 @@ class Newton(Solver):
         z, r = state
         unique = problem.unique
         norm = jnp.abs(r).max(-1)
-        newton = unique | (norm * problem.p[:, 0] < 0.01)
+        newton = unique | (norm * problem.p.squeeze(-1) < 0.01)
 
         def solve(matvec, b):
             tol = self.linear_tol * jnp.abs(b).max(-1)
