@@ -94,10 +94,10 @@ class MeanField:
     are finished by pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
-        cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. None takes (15, 63, 511)
+        cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. None takes (19, 63, 511)
             on CPUs, and elsewhere (63, 511): there an attempt more costs more than points. Attempts with as many points as
             neurons are left out, so 511 serves groups of more than 1024; each one costs a second or two of compilation.
-            Where lam stays between half its bound and the bound, (31, 63, 511) takes two thirds of the time on CPUs.
+            On CPUs (31, 63, 511) takes less time where lam stays next to its bound, and 60% more where it is negative.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
         kernels: on NVIDIA GPUs, solve a group's points in one Pallas kernel where there are 16 to 128 of them (7, 15, 31 or
@@ -119,7 +119,7 @@ class MeanField:
 
     def _attempts(self) -> tuple[int, ...]:
         if self.cells is None:
-            return (15, 63, 511) if jax.default_backend() == "cpu" else (63, 511)
+            return (19, 63, 511) if jax.default_backend() == "cpu" else (63, 511)
         return self.cells
 
     @staticmethod
