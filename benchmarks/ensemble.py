@@ -11,7 +11,7 @@ from benchmarks.step import LARGE, NETWORKS, SMALL, training_images
 CONVOLUTIONS = {"jax.lax": jax.lax.conv_general_dilated, "canonical": ibnn_jax.canonical_convolution}
 SIZES = {  # (network, seeds), batch, steps in the scan, repetitions
     "tiny": (((SMALL, 2),), 8, 2, 1),
-    "quick": (((SMALL, 1), (SMALL, 5)), 128, 4, 5),
+    "quick": (((SMALL, 5),), 128, 4, 5),
     "full": (((SMALL, 1), (SMALL, 5), (LARGE, 1), (LARGE, 3)), 128, 4, 5),
 }
 
