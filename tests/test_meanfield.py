@@ -105,12 +105,9 @@ def test_gradients_match_the_exact_adjoint():
 
     pairs = list(zip(gradients(ib.MeanField()), gradients(ib.Newton())))
     for found, exact in pairs:
-        assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 2e-2
-    # Within each group too; there the sum for p may all but cancel. The residual bounds lam B: at lam = 0.01 B itself, which is
-    # the gradient of lam, is known to a few percent only.
-    bounds = jnp.where(jnp.abs(lam) < 0.05, 4e-2, 1e-2)
-    for found, exact in pairs[:2]:
-        assert (jnp.abs(found - exact) / jnp.abs(exact).max(-1, keepdims=True) < bounds).all()
+        assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 6e-3
+    for found, exact in pairs[:2]:  # within each group too; there the sum for p may all but cancel
+        assert float((jnp.abs(found - exact) / jnp.abs(exact).max(-1, keepdims=True)).max()) < 1e-2
 
 
 def test_past_the_bound_it_is_the_solution_that_descent_reaches():
