@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -25,8 +26,8 @@ def canonical_convolution(
     Raises:
         ValueError: inputs or kernel not of rank 4, a layout that is not NHWC, strides other than 1, dilations, or groups.
     """
-    layout = lax.conv_dimension_numbers(inputs.shape, kernel.shape, ("NHWC", "HWIO", "NHWC")) if inputs.ndim == kernel.ndim == 4 else None
-    if layout is None or dimension_numbers not in (None, layout, ("NHWC", "HWIO", "NHWC")):
+    layout = lax.conv_dimension_numbers(inputs.shape, kernel.shape, LAYOUT) if inputs.ndim == kernel.ndim == 4 else None
+    if layout is None or dimension_numbers not in (None, layout, LAYOUT):
         raise ValueError(f"canonical_convolution takes NHWC and HWIO; got {dimension_numbers} for {inputs.shape} and {kernel.shape}")
     options = {"strides": strides, **others}
     general = {name: value for name, value in options.items() if value is not None and set(jax.tree.leaves(value)) != {1}}
@@ -56,7 +57,7 @@ _convolution.defvjp(_fwd, _bwd)
 
 
 def _forward(pads, precision, x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
+    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT, precision=precision)
 
 
 def _by_inputs(pads, precision, g, kernel):

@@ -17,7 +17,7 @@ def per_group(f: Callable, *arrays: Array):
     Needs rows of a power of two up to `LARGEST`, and an f made of what Pallas knows: elementwise functions, broadcasts, sums,
     maxima and while loops; other rows, and other devices, get f as it is.
     """
-    length = max(x.shape[-1] for x in arrays if x.ndim > 1)
+    length = _row_length(arrays)
     if jax.default_backend() != "gpu" or length > LARGEST or length & (length - 1):
         return f(*arrays)
     return jax.lax.platform_dependent(*arrays, cuda=partial(kernel, f), default=f)
@@ -38,15 +38,18 @@ def kernel(f: Callable, *arrays: Array, interpret: bool = False):
     def block(x):
         return pallas.BlockSpec((1, *x.shape[1:]), lambda group: (group, *[0] * (x.ndim - 1)))
 
-    length = max(x.shape[-1] for x in arrays if x.ndim > 1)
     results = pallas.pallas_call(
         body,
         out_shape=shapes,
         grid=(len(arrays[0]),),
         in_specs=[block(x) for x in arrays],
         out_specs=[block(x) for x in shapes],
-        compiler_params=triton.CompilerParams(num_warps=max(1, length**2 // 2048), num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=max(1, _row_length(arrays) ** 2 // 2048), num_stages=1),
         interpret=interpret,
         name=f"ibnn_{f.__name__}",
     )(*arrays)
     return jax.tree.unflatten(tree, results)
+
+
+def _row_length(arrays) -> int:
+    return max(x.shape[-1] for x in arrays if x.ndim > 1)
