@@ -110,7 +110,9 @@ class Place(NamedTuple):
     def _rows(self, copies: int = 1):
         """Where each point's cell lies among the cells of all groups, of which neighbours use different copies."""
         groups, n = self.cell.shape
-        first = self.cells.count * (copies * jnp.arange(groups)[:, None] + np.arange(n) % copies)
+        # Tied to the cells: a loop over blocks of groups would otherwise keep it for every neuron instead of computing it.
+        group, _ = jax.lax.optimization_barrier((jnp.arange(groups), self.cells.step))
+        first = self.cells.count * (copies * group[:, None] + np.arange(n) % copies)
         return (self.cell + first).astype(jnp.uint32)  # unsigned: never counted from the end
 
     def _moments(self, v: Float[Array, "G n"] | float, number: int) -> list[Float[Array, "G m"]]:

@@ -168,7 +168,7 @@ class MeanField:
 
         first, *others = self._attempts()
         found, points = _attempt(problem, span, first, on_points, tol, max_steps)
-        counts = [count for count in others if 2 * count < problem.y.shape[1]]
+        counts = [count for count in others if 2 * count + 2 < problem.y.shape[1]]
         later = [jnp.zeros((len(found.bias), 2 * count + 2), found.bias.dtype) for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
