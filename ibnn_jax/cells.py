@@ -108,11 +108,10 @@ class Place(NamedTuple):
         return value
 
     def _rows(self, copies: int = 1):
-        """Where each point's cell lies among the cells of all groups, of which neighbours use different copies."""
-        groups, n = self.cell.shape
+        """Where each point's cell lies among the cells of all groups, of which each has several copies."""
         # Tied to the cells: a loop over blocks of groups would otherwise keep it for every neuron instead of computing it.
-        group, _ = jax.lax.optimization_barrier((jnp.arange(groups), self.cells.step))
-        first = self.cells.count * (copies * group[:, None] + np.arange(n) % copies)
+        group, _ = jax.lax.optimization_barrier((jnp.arange(len(self.cell)), self.cells.step))
+        first = copies * self.cells.count * group[:, None]
         return (self.cell + first).astype(jnp.uint32)  # unsigned: never counted from the end
 
     def _moments(self, v: Float[Array, "G n"] | float, number: int) -> list[Float[Array, "G m"]]:
@@ -139,8 +138,10 @@ class Place(NamedTuple):
             rows = rows * jnp.where(power & 1 << bit, factor, 1)
             factor = factor * factor
         copies = 4 if n > 128 else 1
+        # On the flat array: a term for every column of [groups, n] would have each of its elements divide to find its column.
+        row = self._rows(copies).reshape(-1) + count * (jnp.arange(groups * n, dtype=jnp.uint32) % copies)
         total = jnp.zeros((groups * copies * count, 1 << bits), rows.dtype)
-        total = total.at[self._rows(copies).reshape(-1)].add(rows.reshape(-1, 1 << bits), mode="promise_in_bounds")
+        total = total.at[row].add(rows.reshape(-1, 1 << bits), mode="promise_in_bounds")
         return list(jnp.moveaxis(total.reshape(groups, copies, count, -1).sum(1), -1, 0))[:number]
 
 
