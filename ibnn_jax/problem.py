@@ -108,7 +108,13 @@ def in_blocks(f: Callable) -> Callable:
         if count == 1:
             return f(problem, *rest)
         blocks = jax.tree.map(lambda x: x.reshape(count, groups // count, *x.shape[1:]), (problem, *rest))
-        out = jax.lax.map(lambda block: f(*block), blocks)
+
+        def cut(k):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), blocks)
+
+        # Carried, so that a block has arrays of its own: XLA would otherwise cut it out anew in every operation that reads it,
+        # which does not vectorise. The last pass cuts the last block again.
+        _, out = jax.lax.scan(lambda block, k: (cut(k + 1), f(*block)), cut(0), jnp.arange(count))
         return jax.tree.map(lambda x: x.reshape(groups, *x.shape[2:]), out)
 
     return call
