@@ -86,6 +86,17 @@ def test_error_falls_with_the_fourth_power_of_the_cells():
     assert errors[1] < errors[0] / 8 and errors[2] < errors[1] / 8 and errors[2] < 2e-5
 
 
+def test_attempts_with_as_many_points_as_neurons_are_left_out():
+    """They would cost what the pairwise finish costs, and another loop to compile."""
+    solver = ib.MeanField(cells=(4, 7))  # 10 points, 16 points
+    tried = []
+    for n in (16, 17):
+        groups, _ = problem.bind(jnp.zeros((1, n)), -0.5, 10.0, ib.Uniform((-1,)))
+        _, kept = jax.eval_shape(lambda groups: solver.solve(groups, 1e-4, 10), groups)
+        tried.append(len(kept.later))
+    assert tried == [0, 1]
+
+
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
     found = ib.solve(y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(cells=(16,), polish=100))

@@ -11,7 +11,8 @@ ORDER = [  # each may import from those above it only
     ["sigmas"], ["couplings"], ["problem", "solution"], ["iterate", "linear", "cells", "kernels", "convolution", "solvers.memory"],
     ["adjoint"],
     ["solvers.picard", "solvers.newton", "solvers.gradient_descent"], ["solvers.anderson", "solvers.broyden", "solvers.jaxopt"],
-    ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"], ["attacks.pgd", "attacks.pixle"],
+    ["solvers.points"], ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"],
+    ["attacks.pgd", "attacks.pixle"],
 ]  # fmt: skip
 LEVEL = {f"ibnn_jax.{name}": level for level, names in enumerate(ORDER) for name in names}
 
