@@ -136,7 +136,7 @@ def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Sol
     return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
 
 
-def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int = 8):
+def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int):
     """x with f(x, *operands) in the groups of `mask`, for an f that few groups need and that costs much.
 
     The groups are taken `chunk` at a time, those of the mask only, so f never runs when there are none. Every leaf of x and

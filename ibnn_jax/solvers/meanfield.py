@@ -119,11 +119,11 @@ class MeanField:
             solved = []
             for count, z in zip(counts, later):
                 again = retry(count)
-                found, z = run_where(missed(found), again, (found, z), problem, span, points, chunk=_chunk(count))
+                found, z = run_where(missed(found), again, (found, z), problem, span, points, chunk=_chunk(2 * count + 2))
                 solved.append(z)
                 attempt += missed(found)
             if problem.y.shape[1] <= self.polish:
-                found = run_where(missed(found), pairwise, found, problem, threshold)
+                found = run_where(missed(found), pairwise, found, problem, threshold, chunk=_chunk(problem.y.shape[1]))
             return found, solved, attempt
 
         first, *others = self._attempts()
@@ -159,8 +159,8 @@ class MeanField:
 
         def finish(u, ok):
             for mask, z in later:
-                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, chunk=_chunk(_count(z)))
-            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v) if small else u, ok
+                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, chunk=_chunk(z.shape[1]))
+            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v, chunk=_chunk(v.shape[1])) if small else u, ok
 
         small = v.shape[1] <= self.polish
         on_points = self._on_points(problem.op)
@@ -174,13 +174,13 @@ class MeanField:
         by_p = bias_by_p(problem, span, kept.points)
         for mask, z in later:
             again = lambda _, problem, span, z: bias_by_p(problem, span, points_again(problem, span, z))
-            by_p = run_where(mask, again, by_p, problem, span, z)
+            by_p = run_where(mask, again, by_p, problem, span, z, chunk=_chunk(z.shape[1]))
         if small:
             def along_p(_, problem, bias):
                 slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
                 return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
-            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias)
+            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias, chunk=_chunk(v.shape[1]))
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
@@ -198,7 +198,7 @@ def _count(z_points: Array) -> int:
     return z_points.shape[1] // 2 - 1
 
 
-def _chunk(count: int) -> int:
-    """Groups solved together in a later attempt: few enough for their matrices to stay in a CPU's cache."""
+def _chunk(points: int) -> int:
+    """Groups of so many points solved together after the first attempt: few enough for their matrices to stay in a CPU's cache."""
     budget = 600_000 if jax.default_backend() == "cpu" else 30_000_000
-    return max(1, budget // (2 * count + 2) ** 2)
+    return max(1, budget // points**2)
