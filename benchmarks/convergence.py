@@ -11,7 +11,7 @@ P = 10.0
 TOL = 1e-5
 SIZES = {  # groups, side, lams, input kinds, max_steps, repetitions
     "tiny": (2, 7, (-0.5,), ("trained",), 30, 1),
-    "quick": (2, 14, (-0.5, 0.08), ("trained",), 40, 1),
+    "quick": (2, 7, (-0.5, 0.08), ("trained",), 40, 1),
     "full": (4, 14, inputs.LAMS, ("random", "wide", "ties", "trained"), 100, 1),
 }
 OURS = {
