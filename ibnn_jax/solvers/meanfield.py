@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.couplings import Operator, UniformOperator
@@ -32,15 +32,14 @@ from ibnn_jax.problem import Problem
 from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
-from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, points_of, reduced_adjoint, stand_ins
+from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, reduced_adjoint
 
 
 class Kept(NamedTuple):
     """What the adjoint needs of a solution."""
 
     found: Found
-    points: Points  # of the first attempt
-    later: list[Float[Array, "G 2m+2"]]  # z at the points of the others, in the groups that needed them only
+    points: list[Points]  # of every attempt; of those after the first one in the groups that needed them only
     attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
@@ -100,7 +99,7 @@ class MeanField:
         def retry(count):
             def again(state, problem, span, first):
                 found, points = attempt_with(problem, span, count, on_points, tol, max_steps, first)
-                return found._replace(steps=state[0].steps + found.steps), points.z
+                return found._replace(steps=state[0].steps + found.steps), points
 
             return again
 
@@ -117,10 +116,10 @@ class MeanField:
 
         def finish(found, later, attempt):
             solved = []
-            for count, z in zip(counts, later):
-                again = retry(count)
-                found, z = run_where(missed(found), again, (found, z), problem, span, points, chunk=_chunk(2 * count + 2))
-                solved.append(z)
+            for count, blank in zip(counts, later):
+                state = found, blank
+                found, again = run_where(missed(found), retry(count), state, problem, span, points, chunk=_chunk(2 * count + 2))
+                solved.append(again)
                 attempt += missed(found)
             if problem.y.shape[1] <= self.polish:
                 found = run_where(missed(found), pairwise, found, problem, threshold, chunk=_chunk(problem.y.shape[1]))
@@ -129,52 +128,50 @@ class MeanField:
         first, *others = self._attempts()
         found, points = attempt_with(problem, span, first, on_points, tol, max_steps)
         counts = [count for count in others if 2 * count + 2 < problem.y.shape[1]]
-        later = [jnp.zeros((len(found.bias), 2 * count + 2), found.bias.dtype) for count in counts]
+        later = [_zeros_of(retry(count), (found, None), problem, span, points)[1] for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
             state = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
         found, later, attempt = state
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
-        return solution, Kept(found, points, later, attempt)
+        return solution, Kept(found, [points, *later], attempt)
 
     def pullback(self, problem: Problem, kept: Kept, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid, span = _prepared(problem)
         valid &= jnp.isfinite(kept.found.residual)
-        later = [(valid & (kept.attempt == k), z_points) for k, z_points in enumerate(kept.later, start=1)]
+        first, *later = kept.points
+        later = [(valid & (kept.attempt == k), points) for k, points in enumerate(later, start=1)]
 
-        def points_again(problem, span, z):
-            return points_of(problem, *stand_ins(problem, span, _count(z)), z)
-
-        def reduced(_, problem, span, found, z, v):
-            return reduced_adjoint(problem, span, found, points_again(problem, span, z), on_points, v, options)
+        def reduced(_, problem, span, found, points, v):
+            return reduced_adjoint(problem, span, found, points, on_points, v, options)
 
         def pairwise(_, problem, bias, v):
             as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
             return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, as_exact).value
 
         def not_solved(ok):
-            return valid & ((kept.attempt > len(kept.later)) | ~ok)
+            return valid & ((kept.attempt > len(later)) | ~ok)
 
         def finish(u, ok):
-            for mask, z in later:
-                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, chunk=_chunk(z.shape[1]))
+            for mask, points in later:
+                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, points, v, chunk=_chunk(points.z.shape[1]))
             return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v, chunk=_chunk(v.shape[1])) if small else u, ok
 
         small = v.shape[1] <= self.polish
         on_points = self._on_points(problem.op)
-        u, ok = reduced_adjoint(problem, span, kept.found, kept.points, on_points, v, options)
+        u, ok = reduced_adjoint(problem, span, kept.found, first, on_points, v, options)
         if later or small:
             u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
         exact = not_solved(ok)
         if not small and options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
-        by_p = bias_by_p(problem, span, kept.points)
-        for mask, z in later:
-            again = lambda _, problem, span, z: bias_by_p(problem, span, points_again(problem, span, z))
-            by_p = run_where(mask, again, by_p, problem, span, z, chunk=_chunk(z.shape[1]))
+        by_p = bias_by_p(problem, span, first)
+        for mask, points in later:
+            again = lambda _, *of_group: bias_by_p(*of_group)
+            by_p = run_where(mask, again, by_p, problem, span, points, chunk=_chunk(points.z.shape[1]))
         if small:
             def along_p(_, problem, bias):
                 slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
@@ -193,12 +190,12 @@ def _prepared(problem: Problem):
     return problem, valid, select(valid, span, jax.tree.map(jnp.zeros_like, span))
 
 
-def _count(z_points: Array) -> int:
-    """Of the cells that have so many points."""
-    return z_points.shape[1] // 2 - 1
+def _zeros_of(f, *args):
+    """Zeros for what f(*args) would give."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *args))
 
 
 def _chunk(points: int) -> int:
     """Groups of so many points solved together after the first attempt: few enough for their matrices to stay in a CPU's cache."""
-    budget = 600_000 if jax.default_backend() == "cpu" else 30_000_000
+    budget = 150_000 if jax.default_backend() == "cpu" else 30_000_000
     return max(1, budget // points**2)

@@ -69,18 +69,13 @@ class Found(NamedTuple):
 
 def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
     """Solve with `count` cells, from the solution with fewer: Found, Points."""
-    cells, quadrature = stand_ins(problem, span, count)
-    points, found = _solve_points(problem, cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
+    cells = Cells.spanning(span.radius, count)
     place = _neurons(problem, span, cells)
+    quadrature = place.quadrature(1 / problem.y.shape[1])
+    points, found = _solve_points(problem, cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
-
-
-def stand_ins(problem: Problem, span: Span, count: int) -> tuple[Cells, Quadrature]:
-    """The cells of the neurons, and the points that stand for them."""
-    cells = Cells.spanning(span.radius, count)
-    return cells, _neurons(problem, span, cells).quadrature(1 / problem.y.shape[1])
 
 
 def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
@@ -105,10 +100,10 @@ def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser
     radius = -cells.nodes[:, :1]
     threshold = problem.tolerance(tol, Span(jnp.zeros_like(radius), radius))
     found = on_points(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
-    return points_of(problem, cells, quadrature, found.z), found
+    return _points_of(problem, cells, quadrature, found.z), found
 
 
-def points_of(problem: Problem, cells: Cells, quadrature: Quadrature, z) -> Points:
+def _points_of(problem: Problem, cells: Cells, quadrature: Quadrature, z) -> Points:
     """What follows from z at the points."""
     lam, p = problem.lam, problem.p
     t = quadrature.at_nodes(z)
