@@ -128,7 +128,7 @@ class MeanField:
         first, *others = self._attempts()
         found, points = attempt_with(problem, span, first, on_points, tol, max_steps)
         counts = [count for count in others if 2 * count + 2 < problem.y.shape[1]]
-        later = [_zeros_of(retry(count), (found, None), problem, span, points)[1] for count in counts]
+        later = [Points.zeros(count, like=found.bias) for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
             state = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
@@ -188,11 +188,6 @@ def _prepared(problem: Problem):
     span = problem.span()
     problem, valid = problem.sanitised()
     return problem, valid, select(valid, span, jax.tree.map(jnp.zeros_like, span))
-
-
-def _zeros_of(f, *args):
-    """Zeros for what f(*args) would give."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *args))
 
 
 def _chunk(points: int) -> int:

@@ -34,6 +34,12 @@ class Points(NamedTuple):
     y1: Float[Array, "G m+1"]
     y2: Float[Array, "G m+1"]
 
+    @classmethod
+    def zeros(cls, count: int, like: Float[Array, "G n"]) -> "Points":
+        """Room for the points of `count` cells per group."""
+        nodes, points, cells, one = (jnp.zeros((len(like), k), like.dtype) for k in (count + 1, 2 * count + 2, count, 1))
+        return cls(Cells(nodes, one), Quadrature(points, points, cells, cells), points, *5 * [nodes])
+
     @property
     def at_nodes(self):
         """z at the nodes."""
