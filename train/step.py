@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,12 @@ import optax
 from flax import nnx
 
 import ibnn_jax
+from ibnn_jax.solve import SMALL_GROUP
 from train.sharding import over_seeds
+
+# MeanField's attempts where training takes lam to its bound. There most groups need a second one, and later in training some a third,
+# in place of the pairwise finish: late steps take half the time, the first one 2 to 5 s longer to compile.
+CELLS_NEXT_TO_THE_BOUND = (19, 47, 95, 511)
 
 
 class State(NamedTuple):
@@ -44,9 +50,6 @@ class Program:
 
 def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     """The UCN a config describes, with the initial values of this key."""
-    solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
-               "anderson": "Anderson", "broyden": "Broyden"}
-    solver = "auto" if config.solver == "auto" else getattr(ibnn_jax, solvers[config.solver])()
     if config.adjoint == "implicit":
         adjoint = ibnn_jax.Implicit(give_up=config.give_up)
     else:
@@ -56,16 +59,28 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
         coupling = ibnn_jax.Uniform(axes=axes[config.coupling])
     else:
         coupling = ibnn_jax.Window(size=tuple(int(side) for side in config.coupling.split("x")))
-    if not config.retry and config.solver in ("auto", "meanfield") and isinstance(coupling, ibnn_jax.Uniform):
-        solver = ibnn_jax.MeanField(cells=(15,), polish=0)
     return ibnn_jax.UCN(
         image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
         lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
-        solver=solver, adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
+        solver=_solver(config, image_shape), adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None, axis_name=axis_name,
         conv_general_dilated=ibnn_jax.canonical_convolution if jax.default_backend() == "cpu" else jax.lax.conv_general_dilated,
     )
+
+
+def _solver(config, image_shape):
+    """The solver a config asks for."""
+    solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
+               "anderson": "Anderson", "broyden": "Broyden"}
+    pixels = prod(image_shape[:2])
+    neurons = {"channel": pixels, "layer": pixels * config.channels, "pixel": config.channels}.get(config.coupling)  # None: a window
+    if neurons and not config.retry and config.solver in ("auto", "meanfield"):
+        return ibnn_jax.MeanField(cells=(15,), polish=0)
+    if config.solver != "auto":
+        return getattr(ibnn_jax, solvers[config.solver])()
+    to_its_bound = config.train_lam and config.constraint == "unique" and jax.default_backend() == "cpu"
+    return ibnn_jax.MeanField(cells=CELLS_NEXT_TO_THE_BOUND) if to_its_bound and (neurons or 0) > SMALL_GROUP else "auto"
 
 
 def build_optimizer(config):
