@@ -56,7 +56,7 @@ class MeanField:
         cells: m of every attempt, increasing; the error falls as m^-4 once p * (range of y) / m < 1. None takes (19, 63, 511)
             on CPUs, and elsewhere (63, 511): there an attempt more costs more than points. Attempts with as many points as
             neurons are left out, so 511 serves groups of more than 1024; each one costs a second or two of compilation.
-            On CPUs (31, 63, 511) takes less time where lam stays next to its bound, and 60% more where it is negative.
+            On CPUs (19, 47, 95, 511) takes 0.6 of the time where lam stays next to its bound and activations are wide.
         default_tol: the tolerance when `solve` gets none.
         polish: largest n for the pairwise finish; larger groups that miss the tolerance are reported as MAX_STEPS.
         kernels: on NVIDIA GPUs, solve a group's points in one Pallas kernel where there are 16 to 128 of them (7, 15, 31 or
