@@ -237,3 +237,25 @@ def test_couplings(coupling, kind):
 def test_both_is_two_runs():
     with pytest.raises(ValueError, match="one model"):
         loop.train(tiny("both"), tiny_data())
+
+
+@pytest.mark.parametrize("changed, shape, cells", [
+    ({}, (28, 28, 1), step.CELLS_NEXT_TO_THE_BOUND),
+    ({"coupling": "layer"}, (8, 9, 1), step.CELLS_NEXT_TO_THE_BOUND),  # 144 neurons
+    ({"solver": "meanfield"}, (28, 28, 1), None),
+    ({"retry": False}, (28, 28, 1), (15,)),
+])  # fmt: skip
+def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, shape, cells):
+    if jax.default_backend() != "cpu":
+        pytest.skip("accelerators have attempts of their own")
+    model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
+    assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(cells=cells, polish=0 if cells == (15,) else 20_000)
+
+
+@pytest.mark.parametrize("changed, shape", [
+    ({"train_lam": False, "lam": -0.1}, (28, 28, 1)), ({"constraint": "nonpositive"}, (28, 28, 1)),
+    ({}, (8, 8, 1)), ({"coupling": "pixel"}, (28, 28, 1)), ({"coupling": "5x5"}, (28, 28, 1)),
+])  # fmt: skip
+def test_elsewhere_the_library_chooses_the_solver(changed, shape):
+    model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
+    assert model.blocks[0].implicit.solver == "auto"

@@ -43,7 +43,8 @@ class Config:
                              "under which the solution is unique; at most 0; or none", CONSTRAINTS)
     coupling: str = option("channel", "who is coupled: 'channel' (each map by itself, as in the paper), 'layer' (all maps of an "
                            "image), 'pixel' (the channels at one pixel), or a local window such as '5x5'")
-    solver: str = option("auto", "solver of the implicit layers", SOLVERS)
+    solver: str = option("auto", "solver of the implicit layers; auto: the library's choice, on CPUs with one attempt more where lam is "
+                                 "trained to its bound", SOLVERS)
     adjoint: str = option("implicit", "how the implicit layers are differentiated", ADJOINTS)
     retry: bool = option(True, "solve groups of neurons again, ever more exactly, where the mean-field solver misses its tolerance; else "
                                "they stay as they are and count as not converged, which keeps a lam past its bound affordable")
