@@ -245,9 +245,8 @@ def test_both_is_two_runs():
     ({"solver": "meanfield"}, (28, 28, 1), None),
     ({"retry": False}, (28, 28, 1), (15,)),
 ])  # fmt: skip
-def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, shape, cells):
-    if jax.default_backend() != "cpu":
-        pytest.skip("accelerators have attempts of their own")
+def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, shape, cells, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
     assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(cells=cells, polish=0 if cells == (15,) else 20_000)
 
@@ -256,6 +255,13 @@ def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, sha
     ({"train_lam": False, "lam": -0.1}, (28, 28, 1)), ({"constraint": "nonpositive"}, (28, 28, 1)),
     ({}, (8, 8, 1)), ({"coupling": "pixel"}, (28, 28, 1)), ({"coupling": "5x5"}, (28, 28, 1)),
 ])  # fmt: skip
-def test_elsewhere_the_library_chooses_the_solver(changed, shape):
+def test_elsewhere_the_library_chooses_the_solver(changed, shape, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
+    assert model.blocks[0].implicit.solver == "auto"
+
+
+def test_accelerators_have_attempts_of_their_own(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = step.build_model(tiny("ibnn").resolved(), (28, 28, 1), 4, jax.random.key(0), True)
     assert model.blocks[0].implicit.solver == "auto"

@@ -63,24 +63,25 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
         image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
         lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
-        solver=_solver(config, image_shape), adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
+        solver=_solver(config, coupling, (*image_shape[:2], config.channels)), adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None, axis_name=axis_name,
         conv_general_dilated=ibnn_jax.canonical_convolution if jax.default_backend() == "cpu" else jax.lax.conv_general_dilated,
     )
 
 
-def _solver(config, image_shape):
-    """The solver a config asks for."""
+def _solver(config, coupling, maps):
+    """The solver a config asks for, for this coupling of maps [H, W, C]."""
     solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
                "anderson": "Anderson", "broyden": "Broyden"}
-    pixels = prod(image_shape[:2])
-    neurons = {"channel": pixels, "layer": pixels * config.channels, "pixel": config.channels}.get(config.coupling)  # None: a window
-    if neurons and not config.retry and config.solver in ("auto", "meanfield"):
+    uniform = isinstance(coupling, ibnn_jax.Uniform)
+    if uniform and not config.retry and config.solver in ("auto", "meanfield"):
         return ibnn_jax.MeanField(cells=(15,), polish=0)
     if config.solver != "auto":
         return getattr(ibnn_jax, solvers[config.solver])()
     to_its_bound = config.train_lam and config.constraint == "unique" and jax.default_backend() == "cpu"
-    return ibnn_jax.MeanField(cells=CELLS_NEXT_TO_THE_BOUND) if to_its_bound and (neurons or 0) > SMALL_GROUP else "auto"
+    if to_its_bound and uniform and prod(maps[axis] for axis in coupling.axes) > SMALL_GROUP:
+        return ibnn_jax.MeanField(cells=CELLS_NEXT_TO_THE_BOUND)
+    return "auto"
 
 
 def build_optimizer(config):
