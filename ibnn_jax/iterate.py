@@ -136,14 +136,14 @@ def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Sol
     return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
 
 
-def run_where(mask: Bool[Array, "G"], f, x, *operands, chunk: int):
+def run_where(mask: Bool[Array, "G"], f, x, *operands, side: int):
     """x with f(x, *operands) in the groups of `mask`, for an f that few groups need and that costs much.
 
-    The groups are taken `chunk` at a time, those of the mask only, so f never runs when there are none. Every leaf of x and
-    of the operands is led by groups.
+    f makes matrices of side^2 numbers per group. It takes as many groups at a time as keep these in a CPU's cache, those of the
+    mask only, so it never runs when there are none. Every leaf of x and of the operands is led by groups.
     """
     groups = len(mask)
-    chunk = min(chunk, groups)
+    chunk = max(1, min(groups, (150_000 if jax.default_backend() == "cpu" else 30_000_000) // side**2))
     count = mask.sum()
 
     def needed(x):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
 from ibnn_jax.couplings import Operator, UniformOperator
@@ -32,14 +32,15 @@ from ibnn_jax.problem import Problem
 from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
-from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, reduced_adjoint
+from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, points_again, reduced_adjoint
 
 
 class Kept(NamedTuple):
     """What the adjoint needs of a solution."""
 
     found: Found
-    points: list[Points]  # of every attempt; of those after the first one in the groups that needed them only
+    points: Points  # of the first attempt
+    later: list[Float[Array, "G 2m+2"]]  # z at the points of the others, in the groups that needed them only
     attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
@@ -99,7 +100,7 @@ class MeanField:
         def retry(count):
             def again(state, problem, span, first):
                 found, points = attempt_with(problem, span, count, on_points, tol, max_steps, first)
-                return found._replace(steps=state[0].steps + found.steps), points
+                return found._replace(steps=state[0].steps + found.steps), points.z
 
             return again
 
@@ -116,36 +117,34 @@ class MeanField:
 
         def finish(found, later, attempt):
             solved = []
-            for count, blank in zip(counts, later):
-                state = found, blank
-                found, again = run_where(missed(found), retry(count), state, problem, span, points, chunk=_chunk(2 * count + 2))
-                solved.append(again)
+            for count, z in zip(counts, later):
+                found, z = run_where(missed(found), retry(count), (found, z), problem, span, points, side=z.shape[1])
+                solved.append(z)
                 attempt += missed(found)
             if problem.y.shape[1] <= self.polish:
-                found = run_where(missed(found), pairwise, found, problem, threshold, chunk=_chunk(problem.y.shape[1]))
+                found = run_where(missed(found), pairwise, found, problem, threshold, side=problem.y.shape[1])
             return found, solved, attempt
 
         first, *others = self._attempts()
         found, points = attempt_with(problem, span, first, on_points, tol, max_steps)
         counts = [count for count in others if 2 * count + 2 < problem.y.shape[1]]
-        later = [Points.zeros(count, like=found.bias) for count in counts]
+        later = [jnp.zeros((len(problem.y), 2 * count + 2), problem.y.dtype) for count in counts]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
             state = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
         found, later, attempt = state
         z = problem.y - problem.lam * found.bias
         solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
-        return solution, Kept(found, [points, *later], attempt)
+        return solution, Kept(found, points, later, attempt)
 
     def pullback(self, problem: Problem, kept: Kept, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid, span = _prepared(problem)
         valid &= jnp.isfinite(kept.found.residual)
-        first, *later = kept.points
-        later = [(valid & (kept.attempt == k), points) for k, points in enumerate(later, start=1)]
+        later = [(valid & (kept.attempt == k), z) for k, z in enumerate(kept.later, start=1)]
 
-        def reduced(_, problem, span, found, points, v):
-            return reduced_adjoint(problem, span, found, points, on_points, v, options)
+        def reduced(_, problem, span, found, z, v):
+            return reduced_adjoint(problem, span, found, points_again(problem, span, z), on_points, v, options)
 
         def pairwise(_, problem, bias, v):
             as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
@@ -155,29 +154,29 @@ class MeanField:
             return valid & ((kept.attempt > len(later)) | ~ok)
 
         def finish(u, ok):
-            for mask, points in later:
-                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, points, v, chunk=_chunk(points.z.shape[1]))
-            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v, chunk=_chunk(v.shape[1])) if small else u, ok
+            for mask, z in later:
+                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, side=z.shape[1])
+            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v, side=v.shape[1]) if small else u, ok
 
         small = v.shape[1] <= self.polish
         on_points = self._on_points(problem.op)
-        u, ok = reduced_adjoint(problem, span, kept.found, first, on_points, v, options)
+        u, ok = reduced_adjoint(problem, span, kept.found, kept.points, on_points, v, options)
         if later or small:
             u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
         exact = not_solved(ok)
         if not small and options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
-        by_p = bias_by_p(problem, span, first)
-        for mask, points in later:
-            again = lambda _, *of_group: bias_by_p(*of_group)
-            by_p = run_where(mask, again, by_p, problem, span, points, chunk=_chunk(points.z.shape[1]))
+        by_p = bias_by_p(problem, span, kept.points)
+        for mask, z in later:
+            again = lambda _, problem, span, z: bias_by_p(problem, span, points_again(problem, span, z))
+            by_p = run_where(mask, again, by_p, problem, span, z, side=z.shape[1])
         if small:
             def along_p(_, problem, bias):
                 slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
                 return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
-            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias, chunk=_chunk(v.shape[1]))
+            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias, side=v.shape[1])
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
@@ -188,9 +187,3 @@ def _prepared(problem: Problem):
     span = problem.span()
     problem, valid = problem.sanitised()
     return problem, valid, select(valid, span, jax.tree.map(jnp.zeros_like, span))
-
-
-def _chunk(points: int) -> int:
-    """Groups of so many points solved together after the first attempt: few enough for their matrices to stay in a CPU's cache."""
-    budget = 150_000 if jax.default_backend() == "cpu" else 30_000_000
-    return max(1, budget // points**2)

@@ -34,12 +34,6 @@ class Points(NamedTuple):
     y1: Float[Array, "G m+1"]
     y2: Float[Array, "G m+1"]
 
-    @classmethod
-    def zeros(cls, count: int, like: Float[Array, "G n"]) -> "Points":
-        """Room for the points of `count` cells per group."""
-        nodes, points, cells, one = (jnp.zeros((len(like), k), like.dtype) for k in (count + 1, 2 * count + 2, count, 1))
-        return cls(Cells(nodes, one), Quadrature(points, points, cells, cells), points, *5 * [nodes])
-
     @property
     def at_nodes(self):
         """z at the nodes."""
@@ -75,13 +69,23 @@ class Found(NamedTuple):
 
 def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
     """Solve with `count` cells, from the solution with fewer: Found, Points."""
-    cells = Cells.spanning(span.radius, count)
-    place = _neurons(problem, span, cells)
-    quadrature = place.quadrature(1 / problem.y.shape[1])
-    points, found = _solve_points(problem, cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
+    place, quadrature = _stand_ins(problem, span, count)
+    points, found = _solve_points(problem, place.cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
+
+
+def points_again(problem: Problem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
+    """The Points of which only z was kept."""
+    place, quadrature = _stand_ins(problem, span, z.shape[1] // 2 - 1)
+    return _points_of(problem, place.cells, quadrature, z)
+
+
+def _stand_ins(problem: Problem, span: Span, count: int) -> tuple[Place, Quadrature]:
+    """The neurons in `count` cells, and the points that stand for them."""
+    place = _neurons(problem, span, Cells.spanning(span.radius, count))
+    return place, place.quadrature(1 / problem.y.shape[1])
 
 
 def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
