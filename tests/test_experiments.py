@@ -70,6 +70,16 @@ def test_end_to_end(name, folders, tiny, capsys):
     assert (folder / "results.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ("pgd", "pixle"))
+def test_attacks_say_of_which_epoch_the_networks_are(name, folders, tiny):
+    folder, study = folders(name), Study(tiny)
+    rows = results.read(folder / "results.csv")
+    for variant in ("sm", "trained"):
+        lowest = study.history(variant)[0]["test_loss"].argmin(1) + 1
+        assert {(row["seed"], row["epoch"]) for row in results.pick(rows, variant=variant)} == set(enumerate(lowest))
+    assert "of epochs SM 1, 1; IBNN, lam trained in bounds 1, 1." in (folder / "verdict.txt").read_text()
+
+
 def test_figures_need_no_jax(folders):
     """Nothing but the rows is read, so that figures can be drawn anywhere."""
     paths = [str(folders(name)) for name in options.NAMES]

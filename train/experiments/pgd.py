@@ -33,7 +33,8 @@ def measure(study, point):
         fooled, unsolved = np.asarray(fooled), np.asarray(unsolved)
         worst[:, :count] |= fooled
         rows += _rows(attack, fooled, unsolved.mean(1))
-    return rows + _rows("worst", worst, np.full(len(worst), np.nan))
+    epochs = study.epochs(point["variant"])
+    return [row | {"epoch": epochs[row["seed"]]} for row in rows + _rows("worst", worst, np.full(len(worst), np.nan))]
 
 
 def _rows(attack, fooled, unsolved):
@@ -92,7 +93,7 @@ def verdict(rows):
         share = np.nanmax(results.column(results.pick(rows, variant=variant), "unsolved"))
         parts.append(f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's "
                      f"attack, at {wins[1]} under the worst; attacked images with an unsolved group: at most {style.percent(share)}")
-    return ". ".join(parts) + "." + style.diverged(rows)
+    return ". ".join(parts) + "." + style.epochs(rows) + style.diverged(rows)
 
 
 def _median(rows, variant, attack, eps):

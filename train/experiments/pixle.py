@@ -23,8 +23,8 @@ def measure(study, point):
         return [{"seed": s, "finite": 0} for s in range(study.options.seeds)]
     images, labels = study.attacked()
     clean, fooled = (np.asarray(x) for x in ensemble.each(_attack, images, labels, mapping=point["mapping"]))
-    return [{"seed": s, "clean": round(float(c), 6), "accuracy": round(float(a), 6), "images": len(labels), "finite": 1}
-            for s, (c, a) in enumerate(zip(clean.mean(1), 1 - fooled.mean(1)))]
+    return [{"seed": s, "clean": round(float(c), 6), "accuracy": round(float(a), 6), "images": len(labels), "epoch": e, "finite": 1}
+            for s, (c, a, e) in enumerate(zip(clean.mean(1), 1 - fooled.mean(1), study.epochs(point["variant"])))]
 
 
 def _attack(model, seed, images, labels, *, mapping):
@@ -66,4 +66,4 @@ def verdict(rows):
         parts.append(f"Pixels copied {text}: {numbers}; more than the SM: {' and '.join(better) or 'none'}")
     clean = {v: np.median(results.column(results.pick(rows, variant=v), "clean")) for v in results.unique(rows, "variant")}
     parts.append("Clean: " + ", ".join(f"{style.name(v)} {style.percent(c)}" for v, c in clean.items()))
-    return ". ".join(parts) + "." + style.diverged(rows)
+    return ". ".join(parts) + "." + style.epochs(rows) + style.diverged(rows)

@@ -33,3 +33,13 @@ def diverged(rows):
     """A sentence on the variants whose training ended with a loss that was not finite; nothing if there are none."""
     found = [name(v) for v in results.unique(rows, "variant") if any(row.get("finite") == 0 for row in results.pick(rows, variant=v))]
     return f" The loss did not stay finite for: {'; '.join(found)}." if found else ""
+
+
+def epochs(rows):
+    """A sentence on the epochs of the attacked networks, on which robustness depends; nothing for files that do not say."""
+    def of(variant):
+        found = {row["seed"]: row["epoch"] for row in results.pick(rows, variant=variant) if row.get("epoch", np.nan) > 0}
+        return ", ".join(f"{found[seed]:g}" for seed in sorted(found))
+
+    parts = [f"{name(v)} {of(v)}" for v in results.unique(rows, "variant") if of(v)]
+    return f" Attacked are the networks of each seed's lowest test loss, of epochs {'; '.join(parts)}." if parts else ""
