@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from train import checkpoint, loop, step
 
@@ -15,10 +16,12 @@ class Ensemble:
     """Networks of one structure: network(*weights of one seed) is its model, in evaluation mode.
 
     weights: (params, rest), every array with a leading axis of seeds, as they were at each seed's lowest test loss.
+    epochs: the epoch of that loss, of every seed.
     """
 
     network: Callable
     weights: tuple
+    epochs: list[int]
 
     def each(self, f, *shared, **static):
         """f(model, seed number, *shared, **static) for every seed at once, jitted: compiled once per f and static."""
@@ -48,4 +51,6 @@ def load(config, dataset):
         arrays = saved.arrays()
     if arrays is None:
         raise FileNotFoundError(f"there is no checkpoint of {config.model} in {config.out}")
-    return Ensemble(program.network, jax.tree.map(jnp.asarray, checkpoint.restored(arrays, template).best))
+    run = checkpoint.restored(arrays, template)
+    epochs = np.nanargmin(run.history["test_loss"], axis=1) + 1
+    return Ensemble(program.network, jax.tree.map(jnp.asarray, run.best), epochs.tolist())

@@ -33,8 +33,8 @@ def measure(study, point):
         fooled, unsolved = np.asarray(fooled), np.asarray(unsolved)
         worst[:, :count] |= fooled
         rows += _rows(attack, fooled, unsolved.mean(1))
-    epochs = study.epochs(point["variant"])
-    return [row | {"epoch": epochs[row["seed"]]} for row in rows + _rows("worst", worst, np.full(len(worst), np.nan))]
+    rows += _rows("worst", worst, np.full(len(worst), np.nan))
+    return [row | {"epoch": ensemble.epochs[row["seed"]]} for row in rows]
 
 
 def _rows(attack, fooled, unsolved):

@@ -24,7 +24,7 @@ def measure(study, point):
     images, labels = study.attacked()
     clean, fooled = (np.asarray(x) for x in ensemble.each(_attack, images, labels, mapping=point["mapping"]))
     return [{"seed": s, "clean": round(float(c), 6), "accuracy": round(float(a), 6), "images": len(labels), "epoch": e, "finite": 1}
-            for s, (c, a, e) in enumerate(zip(clean.mean(1), 1 - fooled.mean(1), study.epochs(point["variant"])))]
+            for s, (c, a, e) in enumerate(zip(clean.mean(1), 1 - fooled.mean(1), ensemble.epochs))]
 
 
 def _attack(model, seed, images, labels, *, mapping):

@@ -93,11 +93,6 @@ class Study:
             self._ensembles[variant] = ensemble.load(self.config(variant), self.dataset) if finite else None
         return self._ensembles[variant]
 
-    def epochs(self, variant):
-        """Of every seed the epoch of its lowest test loss: that of its network in `ensemble`."""
-        history, _ = self.history(variant)
-        return [int(np.nanargmin(loss)) + 1 for loss in history["test_loss"]]
-
     def attacked(self):
         """The test images that are attacked, in [0, 1], and their labels."""
         count = self.options.images

@@ -41,5 +41,5 @@ def epochs(rows):
         found = {row["seed"]: row["epoch"] for row in results.pick(rows, variant=variant) if row.get("epoch", np.nan) > 0}
         return ", ".join(f"{found[seed]:g}" for seed in sorted(found))
 
-    parts = [f"{name(v)} {of(v)}" for v in results.unique(rows, "variant") if of(v)]
+    parts = [f"{name(v)} {known}" for v in results.unique(rows, "variant") if (known := of(v))]
     return f" Attacked are the networks of each seed's lowest test loss, of epochs {'; '.join(parts)}." if parts else ""
