@@ -112,9 +112,12 @@ def in_blocks(f: Callable) -> Callable:
         def cut(k):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), blocks)
 
-        # Carried, so that a block has arrays of its own: XLA would otherwise cut it out anew in every operation that reads it,
-        # which does not vectorise. The last pass cuts the last block again.
-        _, out = jax.lax.scan(lambda block, k: (cut(k + 1), f(*block)), cut(0), jnp.arange(count))
+        # A branch always taken, so that a block has arrays of its own: XLA would otherwise cut it out anew in every operation
+        # that reads it, which does not vectorise.
+        def treat(k):
+            return f(*jax.lax.cond(k < count, cut, lambda _: jax.tree.map(jnp.zeros_like, jax.eval_shape(cut, k)), k))
+
+        out = jax.lax.map(treat, jnp.arange(count))
         return jax.tree.map(lambda x: x.reshape(groups, *x.shape[2:]), out)
 
     return call
