@@ -99,6 +99,16 @@ class UniformOperator(Operator):
         return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "sigma"])
+@dataclass(frozen=True)
+class KeptOperator(UniformOperator):
+    """Uniform, with the kernel K kept as a matrix [G, n, n] instead of made anew in every product: for few groups at a time."""
+
+    def linearised(self, z, p):
+        kernel = self.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None] / z.shape[1])
+        return kernel.sum(-1), lambda v: _apply(kernel, v)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "size", "sigma"])
 @dataclass(frozen=True)
 class WindowOperator(Operator):
