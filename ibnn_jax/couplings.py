@@ -24,10 +24,11 @@ from ibnn_jax import sigmas
 from ibnn_jax.sigmas import Sigma
 
 Pair = Callable[[Array, Array], Array]  # elementwise (z_k - z_i, p) -> value
+KEPT = 2**24  # the most pairs of neurons whose kernel is kept as numbers
 
 
 class Operator(ABC):
-    """Pairwise sums over the neurons of each group, on arrays [G, n]; no n x n array is kept where w has structure."""
+    """Pairwise sums over the neurons of each group, on arrays [G, n]."""
 
     sigma: Sigma
     shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
@@ -68,8 +69,19 @@ class Operator(ABC):
         return self.pair_sum(lambda t, p: self.sigma.derivative(p * t, p), z, p, v)
 
     def linearised(self, z, p) -> tuple[Float[Array, "G n"], Callable[[Array], Array]]:
-        """(d, v -> K v) at z."""
-        return self.kernel(z, p), lambda v: self.kernel(z, p, v)
+        """(d, v -> K v) at z; K is kept up to `KEPT` pairs: making it anew takes several times as long as a product with it."""
+        if z.size * self.neighbours > KEPT:
+            return self.kernel(z, p), lambda v: self.kernel(z, p, v)
+        return self._kept(z, p)
+
+    @property
+    def neighbours(self) -> int:
+        """How many neurons each may see, itself included."""
+        return prod(self.shape)
+
+    @abstractmethod
+    def _kept(self, z, p):
+        """`linearised` with the numbers of K in memory."""
 
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
@@ -95,18 +107,12 @@ class UniformOperator(Operator):
             terms = terms * v[:, None, :]
         return terms.mean(-1)
 
+    def _kept(self, z, p):
+        kernel = _slopes(self.sigma, z, p) / z.shape[1]
+        return kernel.sum(-1), partial(_apply, kernel)
+
     def average(self, v):
         return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "sigma"])
-@dataclass(frozen=True)
-class KeptOperator(UniformOperator):
-    """Uniform, with the kernel K kept as a matrix [G, n, n] instead of made anew in every product: for few groups at a time."""
-
-    def linearised(self, z, p):
-        kernel = self.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None] / z.shape[1])
-        return kernel.sum(-1), lambda v: _apply(kernel, v)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "size", "sigma"])
@@ -137,6 +143,19 @@ class WindowOperator(Operator):
             total += jnp.where(inside, f(neighbour - centre, p[:, :, None]) * weight, 0)
         return total.reshape(z.shape) / prod(self.size)
 
+    @property
+    def neighbours(self):
+        return prod(self.size)
+
+    def _kept(self, z, p):
+        centre, slopes = z.reshape(-1, *self.shape), p[:, :, None] / prod(self.size)
+        kernels = [
+            jnp.where(inside, self.sigma.derivative(p[:, :, None] * (neighbour - centre), slopes), 0)
+            for neighbour, inside in self._neighbours(z)
+        ]
+        apply = lambda v: sum(kernel * neighbour for kernel, (neighbour, _) in zip(kernels, self._neighbours(v))).reshape(v.shape)
+        return sum(kernels).reshape(z.shape), apply
+
     def average(self, v):
         total = sum(neighbour for neighbour, _ in self._neighbours(v))
         count = sum(inside.astype(np.int32) for _, inside in self._neighbours(jnp.ones((1, v.shape[1]))))
@@ -160,6 +179,10 @@ class DenseOperator(Operator):
         if v is not None:
             terms = terms * v[:, None, :]
         return terms.sum(-1)
+
+    def _kept(self, z, p):
+        kernel = self.w.astype(z.dtype)[None] * _slopes(self.sigma, z, p)
+        return kernel.sum(-1), partial(_apply, kernel)
 
     def average(self, v):
         w = self.w.astype(v.dtype)
@@ -188,10 +211,15 @@ class PointsOperator(Operator):
     def average(self, v):
         return jnp.broadcast_to((self.weight * v).sum(-1, keepdims=True), v.shape)
 
-    def linearised(self, z, p):
-        kernel = p[:, :, None] * self.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]))
+    def _kept(self, z, p):
+        kernel = _slopes(self.sigma, z, p)
         apply = lambda v: _apply(kernel, self.weight * v)
         return apply(jnp.ones_like(z)), apply
+
+
+def _slopes(sigma: Sigma, z: Float[Array, "G n"], p: Float[Array, "G 1"]) -> Float[Array, "G n n"]:
+    """p sigma'(p (z_k - z_i))."""
+    return sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None])
 
 
 def _apply(matrix: Float[Array, "G i k"], v: Float[Array, "G k"]) -> Float[Array, "G i"]:

@@ -25,7 +25,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
-from ibnn_jax.couplings import KeptOperator, Operator, UniformOperator
+from ibnn_jax.couplings import Operator, UniformOperator
 from ibnn_jax.iterate import package, run, run_where, select
 from ibnn_jax.kernels import per_group
 from ibnn_jax.problem import Problem
@@ -33,9 +33,6 @@ from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
 from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, points_again, reduced_adjoint
-
-
-SMALL = 2048  # neurons, up to which the matrices between a group's neurons are kept in the pairwise finish
 
 
 class Kept(NamedTuple):
@@ -108,7 +105,7 @@ class MeanField:
             return again
 
         def pairwise(found, problem, threshold):
-            problem, _ = _keeping(problem).centred()
+            problem, _ = problem.centred()
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
             start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
             z, residual, steps, _ = run(Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps)
@@ -151,7 +148,6 @@ class MeanField:
 
         def pairwise(_, problem, bias, v):
             as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
-            problem = _keeping(problem)
             return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, as_exact).value
 
         def not_solved(ok):
@@ -184,12 +180,6 @@ class MeanField:
         total = lambda f: -(u * f).sum(-1, keepdims=True)
         gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
-
-
-def _keeping(problem: Problem) -> Problem:
-    """The same problem, its kernels kept as matrices unless they are too large."""
-    op = problem.op
-    return replace(problem, op=KeptOperator(op.shape, op.sigma)) if problem.y.shape[1] <= SMALL else problem
 
 
 def _prepared(problem: Problem):
