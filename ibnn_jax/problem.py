@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from ibnn_jax.couplings import Coupling, Operator
 
-BLOCK = 320_000  # neurons that a CPU treats together
+NEURONS, PAIRS = 320_000, 1_000_000  # the most that a CPU treats together
 
 
 class Span(NamedTuple):
@@ -95,19 +95,25 @@ def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."])
     return jax.lax.cond(mask.any(), replaced, lambda *arrays: arrays, *arrays)
 
 
-def in_blocks(f: Callable) -> Callable:
-    """f(problem, *arrays), every leaf led by groups; on CPUs a block of groups at a time, which keep its arrays in the cache.
+def in_blocks(f: Callable, *, pairs: bool = False) -> Callable:
+    """f(problem, *arrays), every leaf but those of `problem.op` led by groups; on CPUs a block of groups at a time.
 
-    Larger temporaries leave the cache and, past some 32 MB, are mapped anew by the system in every call. Loops of a block
-    stop on their own, too. Accelerators get all groups at once.
+    A block's arrays stay in the cache. Larger temporaries leave it and, past some 32 MB, are mapped anew by the system in every
+    call. Loops of a block stop on their own, too. Accelerators get all groups at once. pairs: f makes matrices between neurons.
     """
 
     def call(problem, *rest):
         groups, n = problem.y.shape
-        count = _blocks(groups, n) if jax.default_backend() == "cpu" else 1
-        if count == 1:
+        most = max(1, PAIRS // (n * problem.op.neighbours) if pairs else NEURONS // n)
+        if groups <= most or jax.default_backend() != "cpu":
             return f(problem, *rest)
-        blocks = jax.tree.map(lambda x: x.reshape(count, groups // count, *x.shape[1:]), (problem, *rest))
+        count, size = _blocks(groups, most)
+
+        def split(x):  # the last block is filled up with copies of the last group
+            filled = jnp.pad(x, ((0, count * size - groups), *[(0, 0)] * (x.ndim - 1)), mode="edge")
+            return filled.reshape(count, size, *x.shape[1:])
+
+        blocks = jax.tree.map(split, (problem.y, problem.lam, problem.p, rest))
 
         def cut(k):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), blocks)
@@ -115,17 +121,19 @@ def in_blocks(f: Callable) -> Callable:
         # A branch always taken, so that a block has arrays of its own: XLA would otherwise cut it out anew in every operation
         # that reads it, which does not vectorise.
         def treat(k):
-            return f(*jax.lax.cond(k < count, cut, lambda _: jax.tree.map(jnp.zeros_like, jax.eval_shape(cut, k)), k))
+            y, lam, p, rest = jax.lax.cond(k < count, cut, lambda _: jax.tree.map(jnp.zeros_like, jax.eval_shape(cut, k)), k)
+            return f(Problem(y, lam, p, problem.op), *rest)
 
         out = jax.lax.map(treat, jnp.arange(count))
-        return jax.tree.map(lambda x: x.reshape(groups, *x.shape[2:]), out)
+        return jax.tree.map(lambda x: x.reshape(count * size, *x.shape[2:])[:groups], out)
 
     return call
 
 
-def _blocks(groups: int, n: int) -> int:
-    """The least number of equal blocks of at most BLOCK neurons, or of single groups."""
-    return next(count for count in range(1, groups + 1) if groups % count == 0 and (groups // count * n <= BLOCK or count == groups))
+def _blocks(groups: int, most: int) -> tuple[int, int]:
+    """(how many blocks of at most `most` groups hold them, the groups in each)."""
+    count = -(-groups // most)
+    return count, -(-groups // count)
 
 
 def merge_vmap(f: Callable) -> Callable:

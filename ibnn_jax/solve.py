@@ -207,8 +207,8 @@ def _forward(options, problem, trace):
         if trace:
             raise ValueError("trace shows the steps of an exact solver; MeanField has none on y. Use solver=Newton()")
         return merge_vmap(in_blocks(lambda problem: solver.solve(problem, tol, max_steps)))(problem)
-    found = merge_vmap(lambda problem: iterate(solver, problem, tol=tol, max_steps=max_steps, trace=trace))(problem)
-    return found, None
+    found = lambda problem: iterate(solver, problem, tol=tol, max_steps=max_steps, trace=trace)
+    return merge_vmap(in_blocks(found, pairs=True))(problem), None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -228,7 +228,8 @@ def _implicit_bwd(options, adjoint, saved, cotangents):
     if kept is not None:
         pullback = merge_vmap(in_blocks(lambda problem, kept, v: options[0].pullback(problem, kept, v, adjoint)))
         return (pullback(problem, kept, v),)
-    u = merge_vmap(lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value)(problem, z, v)
+    pullback = in_blocks(lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value, pairs=True)
+    u = merge_vmap(pullback)(problem, z, v)
     return jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)
 
 

@@ -138,18 +138,25 @@ def test_past_the_bound_it_is_the_solution_that_descent_reaches():
 
 def test_blocks_of_groups_are_the_whole(monkeypatch):
     rng = np.random.default_rng(0)
-    y, v = (jnp.asarray(a) for a in rng.normal(size=(2, 6, N)))
-    lam = jnp.array([-2.0, -0.5, -0.05, 0.05, 0.08, 0.095])[:, None]
+    y, v = (jnp.asarray(a) for a in rng.normal(size=(2, 7, N)))
+    lam = jnp.array([-2.0, -0.5, -0.05, 0.05, 0.08, 0.095, -1.0])[:, None]
+    w = rng.random((N, N))
+    dense = ib.Dense((w + w.T) / N)
 
-    def all_of_it():
-        z, back, stats = jax.vjp(lambda *a: ib.implicit_bias(*a, 10.0, ib.Uniform((-1,)), has_stats=True), y, lam, has_aux=True)
+    def all_of_it(coupling, solver):
+        f = lambda *a: ib.implicit_bias(*a, 10.0, coupling, solver=solver, has_stats=True)
+        z, back, stats = jax.vjp(f, y, lam / 2, has_aux=True)
         return z, back(v), stats
 
-    whole = all_of_it()
-    jax.clear_caches()  # or what was compiled for the whole would be called again
-    monkeypatch.setattr(problem, "BLOCK", 2 * N)
-    assert [problem._blocks(6, N), problem._blocks(7, N), problem._blocks(6, 10 * N)] == [3, 7, 6]
-    chex.assert_trees_all_close(all_of_it(), whole, atol=1e-9)
+    for coupling, solver in ((ib.Uniform((-1,)), ib.MeanField()), (ib.Uniform((-1,)), ib.Newton()), (dense, ib.Newton())):
+        whole = all_of_it(coupling, solver)
+        jax.clear_caches()  # or what was compiled for the whole would be called again
+        with monkeypatch.context() as small:
+            small.setattr(problem, "NEURONS", 2 * N)
+            small.setattr(problem, "PAIRS", 3 * N * N)
+            chex.assert_trees_all_close(all_of_it(coupling, solver), whole, atol=1e-9)
+        jax.clear_caches()
+    assert [problem._blocks(6, 2), problem._blocks(7, 2), problem._blocks(6, 1)] == [(3, 2), (4, 2), (6, 1)]
 
 
 def test_nan_stays_in_its_group():
