@@ -202,7 +202,7 @@ class PointsOperator(Operator):
     psd = True
 
     def pair_sum(self, f, z, p, v=None):
-        return self._pair_sum(f, z, p, v)  # small enough to keep
+        return self._pair_sum(f, z, p, v)  # few enough to keep what does not change, here and in `linearised`
 
     def _pair_sum(self, f, z, p, v):
         mass = self.weight if v is None else self.weight * v
@@ -210,6 +210,9 @@ class PointsOperator(Operator):
 
     def average(self, v):
         return jnp.broadcast_to((self.weight * v).sum(-1, keepdims=True), v.shape)
+
+    def linearised(self, z, p):
+        return self._kept(z, p)
 
     def _kept(self, z, p):
         kernel = _slopes(self.sigma, z, p)

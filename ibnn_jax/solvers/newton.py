@@ -1,4 +1,4 @@
-"""Newton's method on the energy, with matrix-free conjugate gradients."""
+"""Newton's method on the energy, with conjugate gradients."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
