@@ -143,18 +143,20 @@ def test_blocks_of_groups_are_the_whole(monkeypatch):
     w = rng.random((N, N))
     dense = ib.Dense((w + w.T) / N)
 
-    def all_of_it(coupling, solver):
+    def all_of_it(coupling, solver, lam):
         f = lambda *a: ib.implicit_bias(*a, 10.0, coupling, solver=solver, has_stats=True)
-        z, back, stats = jax.vjp(f, y, lam / 2, has_aux=True)
+        z, back, stats = jax.vjp(f, y, lam, has_aux=True)
         return z, back(v), stats
 
-    for coupling, solver in ((ib.Uniform((-1,)), ib.MeanField()), (ib.Uniform((-1,)), ib.Newton()), (dense, ib.Newton())):
-        whole = all_of_it(coupling, solver)
+    uniform = ib.Uniform((-1,))
+    cases = (uniform, ib.MeanField(), lam), (uniform, ib.Newton(), lam), (dense, ib.Newton(), lam / 2)  # within its bound
+    for case, most in zip(cases, (2, 3, 0.5)):  # groups in a block; at least one
+        whole = all_of_it(*case)
         jax.clear_caches()  # or what was compiled for the whole would be called again
         with monkeypatch.context() as small:
-            small.setattr(problem, "NEURONS", 2 * N)
-            small.setattr(problem, "PAIRS", 3 * N * N)
-            chex.assert_trees_all_close(all_of_it(coupling, solver), whole, atol=1e-9)
+            small.setattr(problem, "NEURONS", int(most * N))
+            small.setattr(problem, "PAIRS", int(most * N * N))
+            chex.assert_trees_all_close(all_of_it(*case), whole, atol=1e-9)
         jax.clear_caches()
     assert [problem._blocks(6, 2), problem._blocks(7, 2), problem._blocks(6, 1)] == [(3, 2), (4, 2), (6, 1)]
 
