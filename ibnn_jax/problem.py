@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ibnn_jax.couplings import Coupling, Operator
+from ibnn_jax.couplings import Coupling
+from ibnn_jax.operators import Operator
 
 NEURONS, PAIRS = 320_000, 1_000_000  # the most that a CPU treats together
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax import couplings
+from ibnn_jax import operators
 from ibnn_jax.problem import bind
 
 
@@ -37,11 +37,11 @@ SIGMAS = {
 }
 
 
-@pytest.mark.parametrize("kept", [couplings.KEPT, 0])
+@pytest.mark.parametrize("kept", [operators.KEPT, 0])
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("case", CASES)
 def test_operator_and_energy_match_the_written_out_sums(case, sigma, kept, monkeypatch):
-    monkeypatch.setattr(couplings, "KEPT", kept)
+    monkeypatch.setattr(operators, "KEPT", kept)
     coupling, shape, w = CASES[case]
     sigma, value, primitive = SIGMAS[sigma]
     coupling = ib.Dense(w, sigma) if case == "dense" else type(coupling)(*list(vars(coupling).values())[:-1], sigma)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [  # each may import from those above it only
-    ["sigmas"], ["couplings"], ["problem", "solution"], ["iterate", "linear", "cells", "kernels", "convolution", "solvers.memory"],
+    ["sigmas"], ["operators"], ["couplings"], ["problem", "solution"],
+    ["iterate", "linear", "cells", "kernels", "convolution", "solvers.memory"],
     ["adjoint"],
     ["solvers.picard", "solvers.newton", "solvers.gradient_descent"], ["solvers.anderson", "solvers.broyden", "solvers.jaxopt"],
     ["solvers.points"], ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"],

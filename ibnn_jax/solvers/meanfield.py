@@ -25,9 +25,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.adjoint import Implicit, solve_adjoint_groups
-from ibnn_jax.couplings import Operator, UniformOperator
 from ibnn_jax.iterate import package, run, run_where, select
 from ibnn_jax.kernels import per_group
+from ibnn_jax.operators import Operator, UniformOperator
 from ibnn_jax.problem import Problem
 from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from ibnn_jax.adjoint import Implicit
 from ibnn_jax.cells import Cells, Place, Quadrature
-from ibnn_jax.couplings import PointsOperator, UniformOperator
 from ibnn_jax.iterate import Run, collapsed_start, run
 from ibnn_jax.linear import conjugate_gradient
+from ibnn_jax.operators import PointsOperator, UniformOperator
 from ibnn_jax.problem import Problem, Span
 from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solvers.newton import Newton

@@ -1,0 +1,228 @@
+"""Sums over pairs of neurons, on groups laid out as [G, n]: the form of a coupling that every solver uses.
+
+    B_i(z) = sum_k w_ik sigma(p (z_k - z_i)),    K_ik = w_ik p sigma'(p (z_k - z_i)),    DB = K - diag(K 1)
+
+G groups do not see each other; `ibnn_jax.couplings` says which neurons form them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.sigmas import Sigma
+
+Pair = Callable[[Array, Array], Array]  # elementwise (z_k - z_i, p) -> value
+KEPT = 2**24  # the most pairs of neurons whose kernel is kept as numbers
+
+
+class Operator(ABC):
+    """Pairwise sums over the neurons of each group, on arrays [G, n]."""
+
+    sigma: Sigma
+    shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
+    weight: float | Array = 1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
+
+    @abstractmethod
+    def _pair_sum(self, f: Pair, z, p, v):
+        """`pair_sum` without its safeguard."""
+
+    def pair_sum(self, f: Pair, z: Float[Array, "G n"], p: Float[Array, "G 1"], v=None) -> Float[Array, "G n"]:
+        """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
+
+        The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute the n x n kernel once and keep it.
+        """
+        tied = jax.lax.optimization_barrier((z, p) if v is None else (z, p, v))
+        return self._pair_sum(f, *tied, *([None] if v is None else []))
+
+    @abstractmethod
+    def average(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
+        """sum_k w_ik v_k / sum_k w_ik: what neuron i sees of its neighbours (v_i itself where w_i = 0)."""
+
+    @property
+    @abstractmethod
+    def row_sum(self) -> float | Array:
+        """max_i sum_k w_ik, at most 1 for Uniform and Window."""
+
+    @property
+    @abstractmethod
+    def psd(self) -> bool:
+        """True if w is known to be positive semidefinite."""
+
+    def bias(self, z, p):
+        """B_i(z) = sum_k w_ik sigma(p (z_k - z_i)), [G, n] (Eq. 16)."""
+        return self.pair_sum(lambda t, p: self.sigma.value(p * t), z, p)
+
+    def kernel(self, z, p, v=None):
+        """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)), [G, n]; v = None gives d = K 1."""
+        return self.pair_sum(lambda t, p: self.sigma.derivative(p * t, p), z, p, v)
+
+    def linearised(self, z, p) -> tuple[Float[Array, "G n"], Callable[[Array], Array]]:
+        """(d, v -> K v) at z; K is kept up to `KEPT` pairs: making it anew takes several times as long as a product with it."""
+        if z.size * self.neighbours > KEPT:
+            return self.kernel(z, p), lambda v: self.kernel(z, p, v)
+        return self._kept(z, p)
+
+    @property
+    def neighbours(self) -> int:
+        """How many neurons each may see, itself included."""
+        return prod(self.shape)
+
+    @abstractmethod
+    def _kept(self, z, p):
+        """`linearised` with the numbers of K in memory."""
+
+    def potential(self, z, p) -> Float[Array, "G"]:
+        """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
+        return 0.5 * self.pair_sum(lambda t, p: self.sigma.primitive(p * t) / p, z, p).sum(-1)
+
+    def bound(self, p: Array) -> Array:
+        """The lam below which the solution is unique: 1 / (c p max_k sum w), c = 1 or 2 (see `uniqueness_bound`)."""
+        factor = 1.0 if self.psd and self.sigma.positive_definite else 2.0
+        return 1.0 / (factor * self.sigma.max_slope * p * self.row_sum)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "sigma"])
+@dataclass(frozen=True)
+class UniformOperator(Operator):
+    shape: tuple[int, ...]
+    sigma: Sigma
+    row_sum = 1.0
+    psd = True
+
+    def _pair_sum(self, f, z, p, v):
+        terms = f(z[:, None, :] - z[:, :, None], p[:, :, None])  # XLA fuses this into the reduction
+        if v is not None:
+            terms = terms * v[:, None, :]
+        return terms.mean(-1)
+
+    def _kept(self, z, p):
+        kernel = _slopes(self.sigma, z, p) / z.shape[1]
+        return kernel.sum(-1), partial(_apply, kernel)
+
+    def average(self, v):
+        return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "size", "sigma"])
+@dataclass(frozen=True)
+class WindowOperator(Operator):
+    shape: tuple[int, int]
+    size: tuple[int, int]
+    sigma: Sigma
+    row_sum = 1.0
+    psd = False
+
+    def _neighbours(self, v):
+        """Yield (v shifted by one offset of the window, 1 where that neighbour is inside the image), both [G, H, W]."""
+        (height, width), (rows, cols) = self.shape, self.size
+        pad = ((0, 0), (rows // 2,) * 2, (cols // 2,) * 2)
+        padded = jnp.pad(v.reshape(-1, height, width), pad)
+        inside = np.pad(np.ones((1, height, width), bool), pad)
+        for a in range(rows):
+            for b in range(cols):
+                window = np.s_[:, a : a + height, b : b + width]
+                yield padded[window], inside[window]
+
+    def _pair_sum(self, f, z, p, v):
+        centre = z.reshape(-1, *self.shape)
+        weights = self._neighbours(jnp.ones_like(z) if v is None else v)
+        total = jnp.zeros_like(centre)
+        for (neighbour, inside), (weight, _) in zip(self._neighbours(z), weights):
+            total += jnp.where(inside, f(neighbour - centre, p[:, :, None]) * weight, 0)
+        return total.reshape(z.shape) / prod(self.size)
+
+    @property
+    def neighbours(self):
+        return prod(self.size)
+
+    def _kept(self, z, p):
+        centre, slopes = z.reshape(-1, *self.shape), p[:, :, None] / prod(self.size)
+        kernels = [
+            jnp.where(inside, self.sigma.derivative(p[:, :, None] * (neighbour - centre), slopes), 0)
+            for neighbour, inside in self._neighbours(z)
+        ]
+        apply = lambda v: sum(kernel * neighbour for kernel, (neighbour, _) in zip(kernels, self._neighbours(v))).reshape(v.shape)
+        return sum(kernels).reshape(z.shape), apply
+
+    def average(self, v):
+        total = sum(neighbour for neighbour, _ in self._neighbours(v))
+        count = sum(inside.astype(np.int32) for _, inside in self._neighbours(jnp.ones((1, v.shape[1]))))
+        return (total / count).reshape(v.shape).astype(v.dtype)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["shape", "sigma", "psd"])
+@dataclass(frozen=True)
+class DenseOperator(Operator):
+    w: Float[Array, "n n"]
+    shape: tuple[int, ...]
+    sigma: Sigma
+    psd: bool = False
+
+    @property
+    def row_sum(self):
+        return self.w.sum(-1).max()
+
+    def _pair_sum(self, f, z, p, v):
+        terms = self.w.astype(z.dtype)[None] * f(z[:, None, :] - z[:, :, None], p[:, :, None])
+        if v is not None:
+            terms = terms * v[:, None, :]
+        return terms.sum(-1)
+
+    def _kept(self, z, p):
+        kernel = self.w.astype(z.dtype)[None] * _slopes(self.sigma, z, p)
+        return kernel.sum(-1), partial(_apply, kernel)
+
+    def average(self, v):
+        w = self.w.astype(v.dtype)
+        total = w.sum(-1)[None]
+        return jnp.where(total > 0, v @ w.T / jnp.where(total > 0, total, 1), v)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["shape", "sigma"])
+@dataclass(frozen=True)
+class PointsOperator(Operator):
+    """A few points of mass weight_k that stand for many neurons: w_ik = weight_k, symmetric in the inner product by it."""
+
+    shape: tuple[int, ...]
+    sigma: Sigma
+    weight: Float[Array, "G k"]
+    row_sum = 1.0
+    psd = True
+
+    def pair_sum(self, f, z, p, v=None):
+        return self._pair_sum(f, z, p, v)  # few enough to keep what does not change, here and in `linearised`
+
+    def _pair_sum(self, f, z, p, v):
+        mass = self.weight if v is None else self.weight * v
+        return _apply(f(z[:, None, :] - z[:, :, None], p[:, :, None]), mass)
+
+    def average(self, v):
+        return jnp.broadcast_to((self.weight * v).sum(-1, keepdims=True), v.shape)
+
+    def linearised(self, z, p):
+        return self._kept(z, p)
+
+    def _kept(self, z, p):
+        kernel = _slopes(self.sigma, z, p)
+        apply = lambda v: _apply(kernel, self.weight * v)
+        return apply(jnp.ones_like(z)), apply
+
+
+def _slopes(sigma: Sigma, z: Float[Array, "G n"], p: Float[Array, "G 1"]) -> Float[Array, "G n n"]:
+    """p sigma'(p (z_k - z_i))."""
+    return sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None])
+
+
+def _apply(matrix: Float[Array, "G i k"], v: Float[Array, "G k"]) -> Float[Array, "G i"]:
+    """matrix v in every group: on CPUs a product, which is faster by a quarter; `ibnn_jax.kernels` know sums only."""
+    if jax.default_backend() == "gpu":
+        return (matrix * v[:, None, :]).sum(-1)
+    return jnp.einsum("gik,gk->gi", matrix, v)
