@@ -79,7 +79,9 @@ class Place(NamedTuple):
         m = self._moments(weights)
         b0, b1 = jnp.maximum(m[1] - m[2], 0), m[2] - m[3]  # moments of u (1 - u)
         inner = jnp.clip(jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3)
-        weight = b0 / (inner * (1 - inner))
+        # At most what leaves the ends no less than nothing, which rounding could ask of neurons next to an end.
+        share = b0 / (inner * (1 - inner))
+        weight = jnp.minimum(share, jnp.minimum(m[1] / inner, (m[0] - m[1]) / (1 - inner)))
         right = jnp.maximum(m[1] - weight * inner, 0)
         left = jnp.maximum(m[0] - weight - right, 0)
         # It holds the sum of w (u (1 - u))^2, of which b0^2 / m0 is the least value (Cauchy and Schwarz): that leaves at most the

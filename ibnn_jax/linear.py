@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 class LinearSolution(NamedTuple):
     x: Float[Array, "G n"]
-    residual: Float[Array, "G"]  # max_i |b - A x|_i, from the recurrence
+    residual: Float[Array, "G"]  # max_i |b - A x|_i over the unknowns with weight, from the recurrence
     steps: Int[Array, "G"]
     ok: Bool[Array, "G"]  # residual within tol
 
@@ -28,14 +28,19 @@ def conjugate_gradient(
 ) -> LinearSolution:
     """Solve A x = b per group from x = 0, A symmetric positive definite, until max|b - A x| <= tol (absolute).
 
-    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite; so does one that
-    diverges.
+    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite.
     Groups not active are left at x = 0. `weight` >= 0 defines the inner product sum_i weight_i a_i b_i in which A is
-    symmetric, where that is not the plain one. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
+    symmetric, where that is not the plain one. An unknown without weight must act on no other; the inner product does not
+    see it, so it is left out and its equation solved last. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
     """
+    counted = weight > 0
+    preconditioner = jnp.where(counted, inverse_diagonal, 0)
 
     def dot(a, b):
         return (weight * a * b).sum(-1)
+
+    def largest(r):
+        return jnp.where(counted, jnp.abs(r), 0).max(-1)
 
     def body(carry):
         k, x, r, d, rho, active, steps = carry
@@ -43,19 +48,16 @@ def conjugate_gradient(
         curvature = dot(d, ad)
         good = active & (curvature > 0)
         alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
-        r_new = r - alpha * ad
-        size = jnp.abs(r_new).max(-1)
-        good &= size < largest
-        x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r_new, r)
-        q = inverse_diagonal * r
+        x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r - alpha * ad, r)
+        q = preconditioner * r
         rho, last = dot(r, q), rho
         beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
-        return k + 1, x, r, q + beta * d, rho, good & (size > tol), steps + good
+        return k + 1, x, r, q + beta * d, rho, good & (largest(r) > tol), steps + good
 
-    largest = 1e3 * jnp.abs(b).max(-1)  # past it the iteration diverges, as it may where weights are 0 and A is indefinite
-    d = inverse_diagonal * b
-    active = active & (jnp.abs(b).max(-1) > tol)
-    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), active, jnp.zeros(len(b), jnp.int32))
+    d = preconditioner * b
+    going = active & (largest(b) > tol)
+    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), going, jnp.zeros(len(b), jnp.int32))
     _, x, r, *_, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry)
-    residual = jnp.abs(r).max(-1)
+    residual = largest(r)
+    x = jnp.where(counted | ~active[:, None], x, inverse_diagonal * r)
     return LinearSolution(x, residual, steps, residual <= tol)

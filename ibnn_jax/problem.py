@@ -46,7 +46,7 @@ class Problem:
         """
         d, kernel = self.op.linearised(z, self.p)
         diagonal = 1 - self.lam * d
-        safe = jnp.where(diagonal > 0.05, diagonal, 1)
+        safe = jnp.where(diagonal > 1e-3, diagonal, 1)
         return lambda v: diagonal * v + self.lam * kernel(v), 1 / safe
 
     def energy(self, z) -> Float[Array, "G"]:
@@ -61,8 +61,9 @@ class Problem:
 
     def span(self) -> Span:
         """The range of y."""
-        low, high = (0.5 * jax.lax.stop_gradient(end) for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)))
-        return Span(high + low, high - low)
+        bottom, top = (jax.lax.stop_gradient(end) for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)))
+        centre = 0.5 * bottom + 0.5 * top  # in halves, whose sum is finite, and rounded: it may lie nearer to one end
+        return Span(centre, jnp.maximum(top - centre, centre - bottom))
 
     def centred(self) -> tuple["Problem", Float[Array, "G 1"]]:
         """(this problem around 0, where its centre was): the equation knows differences only, and small numbers round less."""

@@ -64,6 +64,17 @@ def test_neurons_on_a_point_have_no_defect(cells):
     np.testing.assert_allclose(rule.defect, 0, atol=1e-15)
 
 
+def test_weights_of_neurons_next_to_an_end_add_up():
+    """In float32 the place and the weight of an inner point there are differences of numbers that are all but equal."""
+    x = jnp.linspace(1e-5, 3e-3, 400, dtype=jnp.float32)[:, None]  # how far from an end, in cells
+    cells = Cells.spanning(jnp.full((400, 1), 2, jnp.float32), 4)
+    for end in (x - 2, 2 - x):
+        rule = quadrature(end, cells)
+        assert (rule.weights >= 0).all()
+        np.testing.assert_allclose(rule.weights.sum(-1), 1, rtol=1e-6)
+        np.testing.assert_allclose((rule.weights * rule.points).sum(-1), end[:, 0], rtol=1e-6)
+
+
 def test_spreading_is_exact_for_cubics(x, cells):
     v = np.random.default_rng(1).normal(size=x.shape)
     charge, dipole = cells.locate(jnp.asarray(x)).spread(jnp.asarray(v))

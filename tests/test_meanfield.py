@@ -121,6 +121,32 @@ def test_gradients_match_the_exact_adjoint():
         assert float((jnp.abs(found - exact) / jnp.abs(exact).max(-1, keepdims=True)).max()) < 1e-2
 
 
+def nearly_equal(n=N):
+    """float32 groups of a few levels each, from far closer than any tolerance to wide, around 0 and far from it."""
+    rng = np.random.default_rng(0)
+    kinds = [(r, levels, offset) for r in (1e-5, 1e-4, 1e-3, 1e-2, 1, 4) for levels in (2, 3, 8, 40) for offset in (0, -1, 30)]
+    return np.stack([(r * rng.random(levels))[rng.integers(0, levels, n)] + offset for r, levels, offset in kinds]).astype(np.float32)
+
+
+@pytest.mark.parametrize("lam", [-5.0, -0.5, 0.095])
+def test_nearly_equal_neurons_of_few_levels(lam):
+    """Most points stand for no neuron, or for one by rounding alone, and at the bound the slope of T is 20."""
+    y, v = nearly_equal(), np.random.default_rng(1).normal(size=N)
+    f = lambda y, solver: ib.implicit_bias(y, lam, 10.0, ib.Uniform((-1,)), solver=solver, has_stats=True)
+
+    @jax.jit
+    def both(y):
+        found, stats = f(y, ib.MeanField())
+        gradients = [jax.grad(lambda y: (v * f(y, s)[0]).sum())(x) for s, x in ((ib.MeanField(), y), (ib.Newton(), y.astype(float)))]
+        return found, stats, *gradients
+
+    z, stats, gradient, exact = both(jnp.asarray(y))
+    assert stats.converged.all() and stats.steps.max() <= 8
+    tolerance = 1e-4 * (1 + abs(y).max(-1) + abs(lam))
+    assert (jnp.abs(true_residual(z.astype(float), y.astype(float), lam, 10.0)).max(-1) <= 1.1 * tolerance).all()
+    assert (jnp.abs(gradient - exact).max(-1) <= 0.05 * jnp.abs(exact).max(-1)).all()
+
+
 def test_past_the_bound_it_is_the_solution_that_descent_reaches():
     rng = np.random.default_rng(2)
     y = jnp.asarray(np.stack([rng.normal(size=N), np.where(rng.random(N) < 0.6, 0.2, rng.normal(size=N))]))[:, None]

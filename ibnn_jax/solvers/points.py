@@ -108,7 +108,8 @@ def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser
         guess = y - lam * coarser.cells.locate(y).interpolate(*coarser.bias())
         start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
     radius = -cells.nodes[:, :1]
-    threshold = problem.tolerance(tol, Span(jnp.zeros_like(radius), radius))
+    # The tolerance leaves nearly equal neurons room for any slope, which the adjoint needs, so it is at most a share of their range.
+    threshold = jnp.minimum(problem.tolerance(tol, Span(jnp.zeros_like(radius), radius)), 5e-4 * (cells.step * cells.count)[:, 0])
     found = on_points(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
     return _points_of(problem, cells, quadrature, found.z), found
 
