@@ -49,7 +49,7 @@ def solve(
     Returns:
         Solution(value, result, stats): z with the shape and dtype of y; `Result` codes and `Stats` per group, with the
         shape of y without its coupled axes. Nothing raises inside jit: look at `result`.
-        Not differentiable in reverse mode: use `implicit_bias`.
+        Not differentiable: use `implicit_bias`.
 
     Raises:
         ValueError: see `bind`; unknown solver, tol or max_steps not positive.
@@ -172,10 +172,18 @@ def _options(problem: Problem, solver, tol, max_steps):
 # new function in every call, for which JAX would compile it again.
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 @partial(jax.jit, static_argnums=(0, 1))
 def _solved(options, trace, problem):
     with jax.default_matmul_precision("highest"):
         return _forward(options, problem, trace)[0]
+
+
+def _no_derivative(*_):
+    raise TypeError("ibnn_jax.solve is not differentiable; use ibnn_jax.implicit_bias, which returns the same z")
+
+
+_solved.defvjp(lambda options, trace, problem: (_solved(options, trace, problem), None), _no_derivative)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

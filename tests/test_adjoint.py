@@ -121,3 +121,12 @@ def test_half_precision_is_solved_in_float32():
     exact = ib.implicit_bias(y.astype(jnp.float64), -0.5, 10.0, ib.Uniform((-1,)))
     assert z.dtype == jnp.bfloat16
     np.testing.assert_allclose(z.astype(float), exact, atol=0.02)
+
+
+def test_solve_says_that_it_is_not_differentiable_and_what_is():
+    y = jnp.linspace(0, 1, 9)
+    z = lambda y: ib.solve(y, -0.5, 3.0, ib.Uniform((-1,))).value
+    with pytest.raises(TypeError, match="implicit_bias"):
+        jax.grad(lambda y: z(y).sum())(y)
+    as_constant = jax.jit(jax.grad(lambda y: (jax.lax.stop_gradient(z(y)) * y).sum()))
+    np.testing.assert_allclose(as_constant(y), z(y), rtol=1e-12)
