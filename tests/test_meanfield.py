@@ -147,6 +147,36 @@ def test_nearly_equal_neurons_of_few_levels(lam):
     assert (jnp.abs(gradient - exact).max(-1) <= 0.05 * jnp.abs(exact).max(-1)).all()
 
 
+@pytest.mark.parametrize("n", [5, N])
+def test_gradients_of_groups_far_wider_than_the_kernel(n):
+    """Beside such y a small lam is within any tolerance; derivatives still are of the size of lam p."""
+    rng = np.random.default_rng(3)
+    spread = np.geomspace(20, 1000, 6)[:, None]
+    outlier = np.where(np.arange(n) == 0, spread, rng.normal(size=(6, n)))
+    y = jnp.asarray(np.stack([spread * rng.normal(size=(6, n)), spread * np.linspace(-1, 1, n) + 7, outlier])).reshape(-1, 1, n)
+    lam, v = jnp.array([-0.3, -0.02, -0.002, 0.002, 0.02])[:, None], jnp.asarray(rng.normal(size=n))
+    y = jnp.broadcast_to(y, (len(y), 5, n))
+
+    @jax.jit
+    def gradients(y):
+        f = lambda y, solver: ib.implicit_bias(y, lam, 20.0, ib.Uniform((-1,)), solver=solver)
+        return [jax.grad(lambda y: (v * f(y, s)).sum())(y) for s in (ib.MeanField(), ib.Newton())]
+
+    found, exact = gradients(y)
+    assert (jnp.abs(found - exact).max(-1) <= 0.1 * jnp.abs(exact).max(-1)).all()
+    z = ib.solve(y, lam, 20.0, ib.Uniform((-1,)), solver=ib.MeanField()).value
+    bias = jax.lax.map(lambda z: jnp.tanh(20 * (z[None] - z[:, None])).mean(-1), z.reshape(-1, n)).reshape(z.shape)
+    assert float(jnp.abs(y - lam * bias - z).max()) <= 1.5 * 200 * 1e-4 / 20
+
+
+def test_points_that_make_no_progress_are_given_up_early():
+    """Newton on a point without weight may go in circles, and in float32 rounding may hold up all of them."""
+    rng = np.random.default_rng(0)
+    y = jnp.asarray(50 * rng.normal(size=(16, 5))[np.arange(16)[:, None], rng.integers(0, 5, (16, N))], jnp.float32)
+    found = ib.solve(y, -14.0, 40.0, ib.Uniform((-1,)), solver=ib.MeanField())
+    assert found.stats.converged.all() and 20 < found.stats.steps.max() < 80
+
+
 def test_past_the_bound_it_is_the_solution_that_descent_reaches():
     rng = np.random.default_rng(2)
     y = jnp.asarray(np.stack([rng.normal(size=N), np.where(rng.random(N) < 0.6, 0.2, rng.normal(size=N))]))[:, None]

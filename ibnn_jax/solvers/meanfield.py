@@ -32,7 +32,7 @@ from ibnn_jax.problem import Problem
 from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
-from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, attempt_with, bias_by_p, bias_of, points_again, reduced_adjoint
+from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, allowed, attempt_with, bias_by_p, bias_of, points_again, reduced_adjoint
 
 
 class Kept(NamedTuple):
@@ -94,7 +94,7 @@ class MeanField:
     def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid, span = _prepared(problem)
-        threshold = problem.tolerance(tol, span)
+        threshold = allowed(problem, tol, span)
         on_points = self._on_points(problem.op)
 
         def retry(count):
@@ -110,10 +110,10 @@ class MeanField:
             start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
             z, residual, steps, _ = run(Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps)
             bias = bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
-            return Found(bias, found.slope, residual, found.steps + steps)
+            return Found(bias, found.slope, residual, jnp.ones_like(found.resolved), found.steps + steps)
 
         def missed(found):
-            return valid & ~(found.residual <= threshold)
+            return valid & ~found.meets(threshold)
 
         def finish(found, later, attempt):
             solved = []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ibnn_jax.adjoint import Implicit
 from ibnn_jax.cells import Cells, Place, Quadrature
@@ -19,6 +19,8 @@ from ibnn_jax.sigmas import Sigma
 from ibnn_jax.solvers.newton import Newton
 
 LINEAR_TOL = 0.05  # of Newton's inner solves: the starts are good, and the tolerance is not tight
+WIDTHS = 10  # 1 / p that a cell may span in z; on trained activations attempts of a small enough residual have 3 at most
+MOST_STEPS = 30  # of Newton on the points: past it weightless ones go in circles, or rounding holds all of them up
 FLAT = 1e-2  # least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
 
 
@@ -64,7 +66,22 @@ class Found(NamedTuple):
     bias: Float[Array, "G n"]
     slope: Float[Array, "G n"]
     residual: Float[Array, "G"]
+    resolved: Bool[Array, "G"]  # whether its cells are fine enough for derivatives
     steps: Array
+
+    def meets(self, threshold: Float[Array, "G"]) -> Bool[Array, "G"]:
+        """Whether this serves both as the solution and for its adjoint."""
+        return (self.residual <= threshold) & self.resolved
+
+
+def allowed(problem: Problem, tol: float, span: Span) -> Float[Array, "G"]:
+    """The residual that is accepted: `problem.tolerance`, and at most 200 tol / p where rounding allows that.
+
+    sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide y, would leave nothing of the gradient.
+    """
+    lam, p = problem.lam[:, 0], problem.p[:, 0]
+    rounding = 32 * jnp.finfo(p.dtype).eps * (1 + jnp.abs(lam) * p) * span.radius[:, 0]
+    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(200 * tol / p, rounding))
 
 
 def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
@@ -73,7 +90,8 @@ def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float
     points, found = _solve_points(problem, place.cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    return Found(bias, slope, found.residual + _error(problem, points), found.steps), points
+    error, resolved = _errors(problem, points)
+    return Found(bias, slope, found.residual + error, resolved, found.steps), points
 
 
 def points_again(problem: Problem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
@@ -100,7 +118,7 @@ def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser
     def newton(y, lam, p, weights, threshold, *start):
         small = Problem(y, lam, p, PointsOperator(y.shape[1:], problem.op.sigma, weights))
         start = start[0] if start else collapsed_start(small)
-        return run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, max_steps)
+        return run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, min(max_steps, MOST_STEPS))
 
     start = []
     if coarser is not None:
@@ -109,7 +127,7 @@ def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser
         start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
     radius = -cells.nodes[:, :1]
     # The tolerance leaves nearly equal neurons room for any slope, which the adjoint needs, so it is at most a share of their range.
-    threshold = jnp.minimum(problem.tolerance(tol, Span(jnp.zeros_like(radius), radius)), 5e-4 * (cells.step * cells.count)[:, 0])
+    threshold = jnp.minimum(allowed(problem, tol, Span(jnp.zeros_like(radius), radius)), 5e-4 * (cells.step * cells.count)[:, 0])
     found = on_points(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
     return _points_of(problem, cells, quadrature, found.z), found
 
@@ -130,11 +148,13 @@ def bias_of(problem: Problem, shift, bias):
     return jnp.where(jnp.abs(lam) * problem.p > 0.1, shift / jnp.where(lam == 0, 1, lam), bias)
 
 
-def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
-    """The estimated residual of the neurons: what the quadrature, the interpolation and rounding leave out.
+def _errors(problem: Problem, points: Points) -> tuple[Float[Array, "G"], Bool[Array, "G"]]:
+    """(the estimated residual of the neurons: what the quadrature, the interpolation and rounding leave out; derivatives resolved).
 
     The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the leading term is
     taken, twice, with the mean slope of T in every cell; the interpolation is compared with the solution at the inner points.
+    Where lam is small beside the tolerance any z will do, but not any derivative: that errs by some 0.0015 |lam| p times the
+    square of a cell's extent in widths 1 / p of the kernel, once there are more than WIDTHS.
     """
     lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
     steep = p * jnp.diff(points.at_nodes) / points.cells.step
@@ -144,11 +164,14 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
     cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
+    counts = quadrature.inside(quadrature.weights) > 0
     predicted = quadrature.inside(quadrature.points) - lam * place.interpolate(*points.bias())
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
-    interpolation_error = jnp.where(quadrature.inside(quadrature.weights) > 0, gap, 0).max(-1)
+    interpolation_error = jnp.where(counts, gap, 0).max(-1)
+    widths = jnp.where(counts, p * jnp.diff(points.at_nodes), 0).max(-1)
+    resolved = (widths < WIDTHS) | ((jnp.abs(lam) * p)[:, 0] * widths**2 < 30) | ~problem.unique  # past the bound T jumps
     rounding = 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * jnp.abs(points.cells.nodes)).max(-1)
-    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
+    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding, resolved
 
 
 def reduced_adjoint(problem: Problem, span: Span, found: Found, points: Points, on_points, v, options: Implicit):
