@@ -41,7 +41,7 @@ def solve(
         solver: solver options, e.g. `Newton()`; "auto" is `MeanField()` for Uniform groups of more than 128
             neurons with a smooth sigma, and `Newton()` otherwise.
         tol: a group has converged when max|r| <= tol (1 + max|y| + |lam|), with r = y - lam B(z) - z the residual;
-            None takes 1e-6 in float32, 1e-11 in float64 (MeanField: its `default_tol`); never below 4 eps.
+            None takes 1e-6 in float32, 1e-11 in float64 (MeanField: its `default_tol`, and a stricter rule); never below 4 eps.
         max_steps: most solver steps, 500 when None.
         trace: also return the residual after every step (exact couplings only).
         strict: for debugging outside jit: raise FloatingPointError if any group did not converge.

@@ -49,7 +49,8 @@ class MeanField:
     """Newton on 2 * cells + 2 points that stand for a group's neurons, for Uniform couplings; see the module.
 
     The reported residual is that of the points plus the estimated errors of the quadrature and of the interpolation, so
-    it speaks of the equation of the neurons. Groups whose estimate exceeds the tolerance (inputs spread over many widths
+    it speaks of the equation of the neurons. It has to be below tol (1 + max|y| + |lam|) and below 200 tol / p, unless that is
+    beyond rounding. Groups whose estimate exceeds the tolerance (inputs spread over many widths
     1/p, or T steep next to the uniqueness bound) are solved again with more cells, and those that miss it every time
     are finished by pairwise Newton, at O(n^2) per step: always for these groups only.
 
