@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 # Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1 (columns in that order).
 _QUINTIC = np.array([
@@ -64,6 +64,11 @@ class Quadrature(NamedTuple):
     def inside(self, x: Float[Array, "G 2m+2"]) -> Float[Array, "G m"]:
         """What x has at the inner points."""
         return x[:, self.inner.shape[1] + 1 : -1]
+
+    @property
+    def occupied(self) -> Bool[Array, "G m"]:
+        """Cells whose inner point stands for neurons."""
+        return self.inside(self.weights) > 0
 
 
 class Place(NamedTuple):

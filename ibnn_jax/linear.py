@@ -31,7 +31,8 @@ def conjugate_gradient(
     A group that meets a direction with d.A d <= 0 stops there with ok = False: its A is not positive definite.
     Groups not active are left at x = 0. `weight` >= 0 defines the inner product sum_i weight_i a_i b_i in which A is
     symmetric, where that is not the plain one. An unknown without weight must act on no other; the inner product does not
-    see it, so it is left out and its equation solved last. Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
+    see it, so it is left out and solved for last, by its inverse_diagonal.
+    Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
     """
     counted = weight > 0
     preconditioner = jnp.where(counted, inverse_diagonal, 0)

@@ -79,9 +79,8 @@ def allowed(problem: Problem, tol: float, span: Span) -> Float[Array, "G"]:
 
     sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide y, would leave nothing of the gradient.
     """
-    lam, p = problem.lam[:, 0], problem.p[:, 0]
-    rounding = 32 * jnp.finfo(p.dtype).eps * (1 + jnp.abs(lam) * p) * span.radius[:, 0]
-    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(200 * tol / p, rounding))
+    least = 4 * _rounding(problem, span.radius[:, 0])
+    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(200 * tol / problem.p[:, 0], least))
 
 
 def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
@@ -90,8 +89,7 @@ def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float
     points, found = _solve_points(problem, place.cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    error, resolved = _errors(problem, points)
-    return Found(bias, slope, found.residual + error, resolved, found.steps), points
+    return Found(bias, slope, found.residual + _error(problem, points), _resolved(problem, points), found.steps), points
 
 
 def points_again(problem: Problem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
@@ -148,13 +146,11 @@ def bias_of(problem: Problem, shift, bias):
     return jnp.where(jnp.abs(lam) * problem.p > 0.1, shift / jnp.where(lam == 0, 1, lam), bias)
 
 
-def _errors(problem: Problem, points: Points) -> tuple[Float[Array, "G"], Bool[Array, "G"]]:
-    """(the estimated residual of the neurons: what the quadrature, the interpolation and rounding leave out; derivatives resolved).
+def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
+    """The estimated residual of the neurons: what the quadrature, the interpolation and rounding leave out.
 
     The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the leading term is
     taken, twice, with the mean slope of T in every cell; the interpolation is compared with the solution at the inner points.
-    Where lam is small beside the tolerance any z will do, but not any derivative: that errs by some 0.0015 |lam| p times the
-    square of a cell's extent in widths 1 / p of the kernel, once there are more than WIDTHS.
     """
     lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
     steep = p * jnp.diff(points.at_nodes) / points.cells.step
@@ -164,14 +160,28 @@ def _errors(problem: Problem, points: Points) -> tuple[Float[Array, "G"], Bool[A
     quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
     cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
-    counts = quadrature.inside(quadrature.weights) > 0
     predicted = quadrature.inside(quadrature.points) - lam * place.interpolate(*points.bias())
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
-    interpolation_error = jnp.where(counts, gap, 0).max(-1)
-    widths = jnp.where(counts, p * jnp.diff(points.at_nodes), 0).max(-1)
-    resolved = (widths < WIDTHS) | ((jnp.abs(lam) * p)[:, 0] * widths**2 < 30) | ~problem.unique  # past the bound T jumps
-    rounding = 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * jnp.abs(points.cells.nodes)).max(-1)
-    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding, resolved
+    interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
+    rounding = _rounding(problem, jnp.abs(points.cells.nodes).max(-1))
+    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
+
+
+def _rounding(problem: Problem, radius: Float[Array, "G"]) -> Float[Array, "G"]:
+    """What rounding makes of a residual, for neurons within the radius."""
+    lam, p = problem.lam[:, 0], problem.p[:, 0]
+    return 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * radius)
+
+
+def _resolved(problem: Problem, points: Points) -> Bool[Array, "G"]:
+    """Whether the cells are fine enough for derivatives; past the bound, where T jumps, none is, and that counts as enough.
+
+    Where lam is small beside the tolerance any z will do, but not any derivative: that errs by some 0.0015 |lam| p times the
+    square of a cell's extent in widths 1 / p of the kernel, once there are more than WIDTHS.
+    """
+    lam, p = problem.lam, problem.p
+    widths = jnp.where(points.quadrature.occupied, p * jnp.diff(points.at_nodes), 0).max(-1)
+    return (widths < WIDTHS) | ((jnp.abs(lam) * p)[:, 0] * widths**2 < 30) | ~problem.unique
 
 
 def reduced_adjoint(problem: Problem, span: Span, found: Found, points: Points, on_points, v, options: Implicit):
