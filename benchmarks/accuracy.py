@@ -19,18 +19,29 @@ SIZES = {  # groups, side, cells, lams, repetitions
 def run(size):
     groups, side, cells, lams, repetitions = SIZES[size]
     exactly = _both(ibnn_jax.Newton())
-    calls = {m: _both(ibnn_jax.MeanField(cells=(m,), polish=1), tol=1e-4) for m in cells}  # no second attempt: these cells alone
+    calls = {
+        m: _both(ibnn_jax.MeanField(cells=(m,), polish=1), tol=1e-4) for m in cells
+    }  # no second attempt: these cells alone
     rows = []
     for lam in lams:
         for kind in ("trained", "random"):
             y = jnp.asarray(inputs.kinds(lam, groups, side)[kind])
             v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
             with jax.enable_x64(True):
-                exact = [np.asarray(a) for a in exactly(*(jnp.asarray(np.asarray(a), jnp.float64) for a in (y, v, lam)))]
+                exact = [
+                    np.asarray(a)
+                    for a in exactly(
+                        *(jnp.asarray(np.asarray(a), jnp.float64) for a in (y, v, lam))
+                    )
+                ]
             for count, both in calls.items():
                 call = lambda y, v: both(y, v, jnp.float32(lam))
                 found = [np.asarray(a, np.float64) for a in call(y, v)]
-                told = np.isfinite(found[1]).all((1, 2))  # a group that misses the tolerance gets NaN gradients here, and is counted
+                told = np.isfinite(
+                    found[1]
+                ).all(
+                    (1, 2)
+                )  # a group that misses the tolerance gets NaN gradients here, and is counted
                 rows.append({
                     "input": kind, "lam": lam, "cells": count,
                     "residual": float(inputs.true_residual(found[0], y, lam, P, COUPLING).max()),
@@ -48,7 +59,13 @@ def _both(solver, tol=None):
 
     @jax.jit
     def call(y, v, lam):
-        z, back = jax.vjp(lambda y, lam: ibnn_jax.implicit_bias(y, lam, P, COUPLING, solver=solver, tol=tol), y, lam)
+        z, back = jax.vjp(
+            lambda y, lam: ibnn_jax.implicit_bias(
+                y, lam, P, COUPLING, solver=solver, tol=tol
+            ),
+            y,
+            lam,
+        )
         return z, *back(v)
 
     return call
@@ -58,7 +75,12 @@ def _draw(figure, rows):
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("trained", "random")):
         for lam in dict.fromkeys(r["lam"] for r in rows):
             mine = [r for r in rows if (r["lam"], r["input"]) == (lam, kind)]
-            axis.loglog([r["cells"] for r in mine], [r["residual"] for r in mine], "o-", label=f"lam = {lam}")
+            axis.loglog(
+                [r["cells"] for r in mine],
+                [r["residual"] for r in mine],
+                "o-",
+                label=f"lam = {lam}",
+            )
         axis.axhline(1e-3, color="grey", lw=0.8)
         axis.set(xlabel="cells", ylabel="largest true residual", title=f"{kind} y")
     axis.legend(fontsize=7)

@@ -25,30 +25,66 @@ def run(size):
     compiled, eager = peers.available()
     rows, curves = [], {}
     for coupling_name, (coupling, shape) in inputs.couplings(side).items():
-        ours = {k: v for k, v in OURS.items() if k != "MeanField" or coupling_name == "Uniform"}
-        calls = {name: _ours(solver, coupling, max_steps) for name, solver in ours.items()}
+        ours = {
+            k: v
+            for k, v in OURS.items()
+            if k != "MeanField" or coupling_name == "Uniform"
+        }
+        calls = {
+            name: _ours(solver, coupling, max_steps) for name, solver in ours.items()
+        }
         others = compiled | (eager if coupling_name != "Window" else {})
-        calls |= {name: make(P, coupling, TOL, max_steps) for name, make in others.items()}
+        calls |= {
+            name: make(P, coupling, TOL, max_steps) for name, make in others.items()
+        }
         for lam in lams:
             for kind, y in inputs.kinds(lam, groups, side).items():
                 if kind not in kinds:
                     continue
                 y = jnp.asarray(y.reshape(groups, *shape))
-                case = {"coupling": coupling_name, "input": kind, "lam": lam, "n": int(np.prod(shape)), "groups": groups}
-                rows += [case | {"solver": name} | _measure(call, y, lam, coupling, repetitions) for name, call in calls.items()]
-                if (coupling_name, kind) == ("Uniform", "trained") and lam == lams[min(1, len(lams) - 1)]:
-                    curves = {"lam": lam} | {k: _trace(s, y, lam, coupling, max_steps) for k, s in ours.items() if k != "MeanField"}
+                case = {
+                    "coupling": coupling_name,
+                    "input": kind,
+                    "lam": lam,
+                    "n": int(np.prod(shape)),
+                    "groups": groups,
+                }
+                rows += [
+                    case
+                    | {"solver": name}
+                    | _measure(call, y, lam, coupling, repetitions)
+                    for name, call in calls.items()
+                ]
+                if (coupling_name, kind) == ("Uniform", "trained") and lam == lams[
+                    min(1, len(lams) - 1)
+                ]:
+                    curves = {"lam": lam} | {
+                        k: _trace(s, y, lam, coupling, max_steps)
+                        for k, s in ours.items()
+                        if k != "MeanField"
+                    }
         print(f"{coupling_name}: done", flush=True)
     summary = _summary(rows)
     print(report.table(summary, list(summary[0])))
-    columns = ["coupling", "input", "lam", "solver", "converged", "steps", "milliseconds", "residual"]
+    columns = [
+        "coupling",
+        "input",
+        "lam",
+        "solver",
+        "converged",
+        "steps",
+        "milliseconds",
+        "residual",
+    ]
     return report.Report(rows, columns, lambda figure: _draw(figure, summary, curves))
 
 
 def _ours(solver, coupling, max_steps):
     @jax.jit
     def call(y, lam):
-        found = ibnn_jax.solve(y, lam, P, coupling, solver=solver, tol=TOL, max_steps=max_steps)
+        found = ibnn_jax.solve(
+            y, lam, P, coupling, solver=solver, tol=TOL, max_steps=max_steps
+        )
         return found.value, found.stats.steps
 
     return call
@@ -63,13 +99,23 @@ def _measure(call, y, lam, coupling, repetitions):
     return {
         "converged": float((residual <= 10 * TOL * scale).mean()),  # NaN is not
         "steps": int(np.max(steps)),
-        "milliseconds": 1e3 * report.seconds(call, y, lam_traced, repetitions=repetitions),
+        "milliseconds": 1e3
+        * report.seconds(call, y, lam_traced, repetitions=repetitions),
         "residual": float(np.max(residual)),
     }
 
 
 def _trace(solver, y, lam, coupling, max_steps):
-    found = ibnn_jax.solve(jnp.asarray(y), lam, P, coupling, solver=solver, tol=1e-7, max_steps=max_steps, trace=True)
+    found = ibnn_jax.solve(
+        jnp.asarray(y),
+        lam,
+        P,
+        coupling,
+        solver=solver,
+        tol=1e-7,
+        max_steps=max_steps,
+        trace=True,
+    )
     return np.asarray(found.stats.trace).max(0).tolist()
 
 
@@ -90,7 +136,12 @@ def _draw(figure, summary, curves):
     lam = curves.pop("lam", None)
     for name, curve in curves.items():
         left.semilogy(np.maximum(curve, 1e-9), label=name)
-    left.set(xlabel="steps", ylabel="largest residual of any group", title=f"trained activations, Uniform, lam = {lam}", xscale="symlog")
+    left.set(
+        xlabel="steps",
+        ylabel="largest residual of any group",
+        title=f"trained activations, Uniform, lam = {lam}",
+        xscale="symlog",
+    )
     left.legend(fontsize=7)
     uniform = [s for s in summary if s["coupling"] == "Uniform"]
     right.barh([s["solver"] for s in uniform], [s["converged %"] for s in uniform])

@@ -8,7 +8,10 @@ import ibnn_jax
 from benchmarks import report
 from benchmarks.step import LARGE, NETWORKS, SMALL, training_images
 
-CONVOLUTIONS = {"jax.lax": jax.lax.conv_general_dilated, "canonical": ibnn_jax.canonical_convolution}
+CONVOLUTIONS = {
+    "jax.lax": jax.lax.conv_general_dilated,
+    "canonical": ibnn_jax.canonical_convolution,
+}
 SIZES = {  # (network, seeds), batch, steps in the scan, repetitions
     "tiny": (((SMALL, 2),), 8, 2, 1),
     "quick": (((SMALL, 5),), 128, 4, 5),
@@ -27,13 +30,17 @@ def run(size):
 
 def _network(name, seeds, batch, steps, repetitions):
     images, labels, _ = training_images(NETWORKS[name][2], batch)
-    x, target = (a[: steps * batch].reshape(steps, batch, *a.shape[1:]) for a in (images, labels))
+    x, target = (
+        a[: steps * batch].reshape(steps, batch, *a.shape[1:]) for a in (images, labels)
+    )
     keys = jax.random.split(jax.random.key(0), seeds)
     calls = {}
     for convolution in CONVOLUTIONS:
         for lam in (None, -0.5):
             epoch, state = _epoch(name, lam, CONVOLUTIONS[convolution], keys)
-            calls[convolution, lam] = lambda epoch=epoch, state=state: epoch(state, x, target)
+            calls[convolution, lam] = lambda epoch=epoch, state=state: epoch(
+                state, x, target
+            )
     times = report.alternating(calls, repetitions)
     return [
         {
@@ -50,8 +57,16 @@ def _epoch(name, lam, convolution, keys):
     layers, channels, shape = NETWORKS[name]
 
     def start(key):
-        model = ibnn_jax.UCN(shape, 10, layers=layers, channels=channels, implicit=lam is not None, lam=lam,
-                             conv_general_dilated=convolution, rngs=nnx.Rngs(key))
+        model = ibnn_jax.UCN(
+            shape,
+            10,
+            layers=layers,
+            channels=channels,
+            implicit=lam is not None,
+            lam=lam,
+            conv_general_dilated=convolution,
+            rngs=nnx.Rngs(key),
+        )
         return nnx.split(model, nnx.Param, ...)
 
     graph = nnx.eval_shape(lambda: start(keys[0])[0])
@@ -62,21 +77,32 @@ def _epoch(name, lam, convolution, keys):
         def loss(params):
             model = nnx.merge(graph, params, rest, copy=True)
             model.train()
-            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+                model(batch[0]), batch[1]
+            ).mean()
             return cross_entropy, nnx.split(model, nnx.Param, ...)[2]
 
         gradient, rest = jax.grad(loss, has_aux=True)(params)
         return (jax.tree.map(lambda a, g: a - 0.01 * g, params, gradient), rest), None
 
-    epoch = jax.vmap(lambda state, x, target: jax.lax.scan(step, state, (x, target))[0], (0, None, None))
+    epoch = jax.vmap(
+        lambda state, x, target: jax.lax.scan(step, state, (x, target))[0],
+        (0, None, None),
+    )
     return jax.jit(epoch), jax.vmap(lambda key: start(key)[1:])(keys)
 
 
 def _draw(figure, rows):
     axis = figure.subplots()
-    names = [f"{r['network']}\n{r['seeds']} seed(s), {r['model']}" for r in rows if r["convolution"] == "canonical"]
+    names = [
+        f"{r['network']}\n{r['seeds']} seed(s), {r['model']}"
+        for r in rows
+        if r["convolution"] == "canonical"
+    ]
     for convolution, width in zip(CONVOLUTIONS, (-0.4, 0.4)):
-        heights = [r["ms per step and seed"] for r in rows if r["convolution"] == convolution]
+        heights = [
+            r["ms per step and seed"] for r in rows if r["convolution"] == convolution
+        ]
         axis.bar(names, heights, width, align="edge", label=convolution)
     axis.set(ylabel="ms per training step and seed", yscale="log")
     axis.tick_params(axis="x", labelsize=6, rotation=45)

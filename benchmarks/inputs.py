@@ -26,9 +26,19 @@ def kinds(lam: float, groups: int, side: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (groups, side, side)
     normal = rng.normal(size=shape)
-    real = np.moveaxis(activations(lam), -1, 1).reshape(-1, 28, 28)[:, :: 28 // side, :: 28 // side][:groups, :side, :side]
+    real = np.moveaxis(activations(lam), -1, 1).reshape(-1, 28, 28)[
+        :, :: 28 // side, :: 28 // side
+    ][:groups, :side, :side]
     ties = np.where(rng.random(shape) < 0.6, 0.2, normal)
-    return {k: v.astype(np.float32) for k, v in {"random": normal, "wide": 4 * normal, "ties": ties, "trained": real}.items()}
+    return {
+        k: v.astype(np.float32)
+        for k, v in {
+            "random": normal,
+            "wide": 4 * normal,
+            "ties": ties,
+            "trained": real,
+        }.items()
+    }
 
 
 def couplings(side: int) -> dict:
@@ -58,4 +68,6 @@ def _residuals(coupling):
         problem, layout = bind(y[None], lam, p, coupling)
         return jnp.abs(problem.residual(layout.to_groups(z[None]))).max()
 
-    return jax.jit(lambda z, y, lam, p: jax.lax.map(lambda pair: one(*pair, lam, p), (z, y)))
+    return jax.jit(
+        lambda z, y, lam, p: jax.lax.map(lambda pair: one(*pair, lam, p), (z, y))
+    )

@@ -52,8 +52,12 @@ def setup():
             versions[name] = None
     device = jax.devices()[0]
     return {
-        "device": f"{device.platform} {device.device_kind}", "devices": jax.device_count(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "machine": platform.machine(), "versions": versions,
+        "device": f"{device.platform} {device.device_kind}",
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": versions,
         "protocol": "compiled and warmed up by two calls; medians; every call waited for",
     }
 
@@ -77,9 +81,14 @@ def publish(report: Report, name: str, size: str, out):
 def table(rows, columns):
     """Rows as aligned text."""
     cells = [[_text(row.get(c, "")) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    widths = [
+        max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)
+    ]
     lines = [columns, ["-" * w for w in widths], *cells]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
+        for line in lines
+    )
 
 
 def _text(value):

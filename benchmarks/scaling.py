@@ -16,7 +16,13 @@ P, LAM = 10.0, -0.5
 SIZES = {  # neurons of one group, batches, seeds, devices, repetitions
     "tiny": ((1000, 4000), (2, 4), (1, 2), (1, 2), 1),
     "quick": ((1000, 1_000_000), (128,), (1, 4), (2,), 3),
-    "full": ((1000, 10_000, 100_000, 1_000_000), (8, 32, 128, 512), (1, 2, 5, 10, 20), (1, 2, 4, 8), 10),
+    "full": (
+        (1000, 10_000, 100_000, 1_000_000),
+        (8, 32, 128, 512),
+        (1, 2, 5, 10, 20),
+        (1, 2, 4, 8),
+        10,
+    ),
 }
 
 
@@ -26,22 +32,55 @@ def run(size):
     side = 28 if size != "tiny" else 14
     rows = []
     for n in neurons:
-        rows.append(_one("neurons", n, rng.normal(size=(1, n)) * 0.3, ibnn_jax.Uniform((-1,)), repetitions))
+        rows.append(
+            _one(
+                "neurons",
+                n,
+                rng.normal(size=(1, n)) * 0.3,
+                ibnn_jax.Uniform((-1,)),
+                repetitions,
+            )
+        )
     for batch in batches:
-        rows.append(_one("batch", batch, rng.normal(size=(batch, side, side, 3)) * 0.3, ibnn_jax.Uniform((-3, -2)), repetitions))
+        rows.append(
+            _one(
+                "batch",
+                batch,
+                rng.normal(size=(batch, side, side, 3)) * 0.3,
+                ibnn_jax.Uniform((-3, -2)),
+                repetitions,
+            )
+        )
     for count in seeds:
-        y = rng.normal(size=(count, 16, side, side, 3)) * rng.uniform(0.05, 1, (count, 1, 1, 1, 1))
-        rows.append(_one("seeds", count, y, ibnn_jax.Uniform((-3, -2)), repetitions, vmapped=True))
+        y = rng.normal(size=(count, 16, side, side, 3)) * rng.uniform(
+            0.05, 1, (count, 1, 1, 1, 1)
+        )
+        rows.append(
+            _one(
+                "seeds", count, y, ibnn_jax.Uniform((-3, -2)), repetitions, vmapped=True
+            )
+        )
     for count in devices:
-        rows.append({"axis": "devices (simulated)", "size": count} | _on_devices(count, side, repetitions))
+        rows.append(
+            {"axis": "devices (simulated)", "size": count}
+            | _on_devices(count, side, repetitions)
+        )
     for row in rows:
         row["ns per neuron"] = 1e6 * row["milliseconds"] / row["neurons"]
-    return report.Report(rows, ["axis", "size", "neurons", "milliseconds", "ns per neuron", "MB", "useful %"], lambda f: _draw(f, rows))
+    return report.Report(
+        rows,
+        ["axis", "size", "neurons", "milliseconds", "ns per neuron", "MB", "useful %"],
+        lambda f: _draw(f, rows),
+    )
 
 
 def _call(coupling, vmapped):
     def both(y, v):
-        z, back, stats = jax.vjp(lambda y: ibnn_jax.implicit_bias(y, LAM, P, coupling, has_stats=True), y, has_aux=True)
+        z, back, stats = jax.vjp(
+            lambda y: ibnn_jax.implicit_bias(y, LAM, P, coupling, has_stats=True),
+            y,
+            has_aux=True,
+        )
         return z, back(v)[0], stats.steps
 
     return jax.vmap(both) if vmapped else both
@@ -83,12 +122,16 @@ def _on_devices(count, side, repetitions):
     command = [sys.executable, "-c", _CHILD, str(count), str(side), str(repetitions)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"the run on {count} simulated devices failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"the run on {count} simulated devices failed:\n{done.stderr[-2000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _draw(figure, rows):
-    for axis, name in zip(figure.subplots(1, 3), ("neurons", "seeds", "devices (simulated)")):
+    for axis, name in zip(
+        figure.subplots(1, 3), ("neurons", "seeds", "devices (simulated)")
+    ):
         mine = [r for r in rows if r["axis"] == name]
         axis.loglog([r["size"] for r in mine], [r["milliseconds"] for r in mine], "o-")
         axis.set(xlabel=name, ylabel="milliseconds, forward and backward")

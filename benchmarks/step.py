@@ -13,12 +13,22 @@ from benchmarks import inputs, report
 from ibnn_jax.problem import bind
 
 BATCH = 128
-NETWORKS = {"UCN(1,3) 28x28x1": (1, 3, (28, 28, 1)), "UCN(2,3) 32x32x3": (2, 3, (32, 32, 3)), "UCN(3,8) 32x32x3": (3, 8, (32, 32, 3))}
+NETWORKS = {
+    "UCN(1,3) 28x28x1": (1, 3, (28, 28, 1)),
+    "UCN(2,3) 32x32x3": (2, 3, (32, 32, 3)),
+    "UCN(3,8) 32x32x3": (3, 8, (32, 32, 3)),
+}
 SMALL, MIDDLE, LARGE = NETWORKS
 SIZES = {  # (network, seeds), lams, batch, warm-up steps of the twin, repetitions
     "tiny": (((SMALL, 1),), (-0.5,), 8, 2, 1),
     "quick": (((SMALL, 1),), (-0.5,), BATCH, 50, 10),
-    "full": (((SMALL, 1), (SMALL, 5), (MIDDLE, 1), (LARGE, 1)), (-0.5, -2.0, 0.095), BATCH, 100, 10),
+    "full": (
+        ((SMALL, 1), (SMALL, 5), (MIDDLE, 1), (LARGE, 1)),
+        (-0.5, -2.0, 0.095),
+        BATCH,
+        100,
+        10,
+    ),
 }
 
 
@@ -28,8 +38,18 @@ def run(size):
     for name, seeds in networks:
         rows += _network(name, lams, batch, seeds, warmup, repetitions)
         print(f"{name}, {seeds} seed(s): done", flush=True)
-    columns = ["network", "seeds", "lam", "step ms", "step / twin", "inference / twin", "compile s", "true residual", "forward ms",
-               "adjoint ms"]
+    columns = [
+        "network",
+        "seeds",
+        "lam",
+        "step ms",
+        "step / twin",
+        "inference / twin",
+        "compile s",
+        "true residual",
+        "forward ms",
+        "adjoint ms",
+    ]
     return report.Report(rows, columns, lambda figure: _draw(figure, rows))
 
 
@@ -39,11 +59,20 @@ def training_images(shape, batch):
 
     try:
         dataset = data.load("fashion_mnist" if shape[2] == 1 else "cifar10", None)
-        return dataset.train_images[: 40 * batch] / np.float32(255), dataset.train_labels[: 40 * batch].astype(np.int32), "real"
+        return (
+            dataset.train_images[: 40 * batch] / np.float32(255),
+            dataset.train_labels[: 40 * batch].astype(np.int32),
+            "real",
+        )
     except (FileNotFoundError, ImportError):
         rng = np.random.default_rng(0)
         rough = rng.random((40 * batch, *shape)).astype(np.float32)
-        smooth = (rough + np.roll(rough, 1, 1) + np.roll(rough, 1, 2) + np.roll(rough, (1, 1), (1, 2))) / 4
+        smooth = (
+            rough
+            + np.roll(rough, 1, 1)
+            + np.roll(rough, 1, 2)
+            + np.roll(rough, (1, 1), (1, 2))
+        ) / 4
         return smooth, rng.integers(0, 10, 40 * batch, dtype=np.int32), "synthetic"
 
 
@@ -51,7 +80,14 @@ def _network(name, lams, batch, seeds, warmup, repetitions):
     layers, channels, shape = NETWORKS[name]
     images, labels, source = training_images(shape, batch)
     build = lambda key, implicit, lam=None: ibnn_jax.UCN(
-        shape, 10, layers=layers, channels=channels, implicit=implicit, lam=lam, rngs=nnx.Rngs(key))
+        shape,
+        10,
+        layers=layers,
+        channels=channels,
+        implicit=implicit,
+        lam=lam,
+        rngs=nnx.Rngs(key),
+    )
     keys = jax.random.split(jax.random.key(0), seeds)
 
     def split(model):
@@ -62,10 +98,14 @@ def _network(name, lams, batch, seeds, warmup, repetitions):
             def loss(params):
                 model = nnx.merge(graph, params, rest, copy=True)
                 model.train()
-                return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean(), split(model)[2]
+                return optax.softmax_cross_entropy_with_integer_labels(
+                    model(x), labels
+                ).mean(), split(model)[2]
 
             (_, new), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-            gradient = optax.clip_by_global_norm(1.0).update(gradient, optax.EmptyState())[0]
+            gradient = optax.clip_by_global_norm(1.0).update(
+                gradient, optax.EmptyState()
+            )[0]
             return jax.tree.map(lambda a, g: a - 0.01 * g, params, gradient), new
 
         def infer(params, rest, x):
@@ -73,20 +113,29 @@ def _network(name, lams, batch, seeds, warmup, repetitions):
             model.eval()
             return model(x)
 
-        return jax.jit(jax.vmap(step, (0, 0, None, None))), jax.jit(jax.vmap(infer, (0, 0, None)))
+        return jax.jit(jax.vmap(step, (0, 0, None, None))), jax.jit(
+            jax.vmap(infer, (0, 0, None))
+        )
 
     twin_graph = split(nnx.eval_shape(lambda: build(jax.random.key(0), False)))[0]
     twin_step, twin_infer = programs(twin_graph)
     params, rest = jax.vmap(lambda key: split(build(key, False))[1:])(keys)
-    for i in range(warmup):  # a trained network is what counts: its activations are what the solver meets
+    for i in range(
+        warmup
+    ):  # a trained network is what counts: its activations are what the solver meets
         rows = slice(i % 40 * batch, (i % 40 + 1) * batch)
         params, rest = twin_step(params, rest, images[rows], labels[rows])
     x, target = jnp.asarray(images[:batch]), jnp.asarray(labels[:batch])
 
-    calls = {("twin", "step"): lambda: twin_step(params, rest, x, target), ("twin", "infer"): lambda: twin_infer(params, rest, x)}
+    calls = {
+        ("twin", "step"): lambda: twin_step(params, rest, x, target),
+        ("twin", "infer"): lambda: twin_infer(params, rest, x),
+    }
     extra = {}
     for lam in lams:
-        graph = split(nnx.eval_shape(lambda lam=lam: build(jax.random.key(0), True, lam)))[0]
+        graph = split(
+            nnx.eval_shape(lambda lam=lam: build(jax.random.key(0), True, lam))
+        )[0]
 
         def adopt(key, params, rest, lam=lam):
             model = build(key, True, lam)
@@ -125,9 +174,15 @@ def _compiled(function, *args):
 def _first_layer(y, lam):
     """(the exact residual of the first layer's solution, and how it was reached; calls of its solver with and without the adjoint)."""
     coupling = ibnn_jax.Uniform((-3, -2))
-    forward = jax.jit(lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, coupling, has_stats=True))
+    forward = jax.jit(
+        lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, coupling, has_stats=True)
+    )
     v = jnp.asarray(np.random.default_rng(0).normal(size=y.shape), y.dtype)
-    both = jax.jit(lambda y, v: jax.vjp(lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, coupling), y)[1](v))
+    both = jax.jit(
+        lambda y, v: jax.vjp(
+            lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, coupling), y
+        )[1](v)
+    )
     few = slice(0, 16)
     z, stats = forward(y)
     residual = inputs.true_residual(z[few], y[few], lam, 10.0, coupling)
@@ -140,8 +195,20 @@ def _first_layer(y, lam):
 def _draw(figure, rows):
     axis = figure.subplots()
     names = [f"{r['network']}\n{r['seeds']} seed(s), lam {r['lam']}" for r in rows]
-    axis.bar(names, [r["step / twin"] for r in rows], width=0.4, label="training step", align="edge")
-    axis.bar(names, [r["inference / twin"] for r in rows], width=-0.4, label="inference", align="edge")
+    axis.bar(
+        names,
+        [r["step / twin"] for r in rows],
+        width=0.4,
+        label="training step",
+        align="edge",
+    )
+    axis.bar(
+        names,
+        [r["inference / twin"] for r in rows],
+        width=-0.4,
+        label="inference",
+        align="edge",
+    )
     axis.axhline(2, color="grey", lw=0.8)
     axis.set(ylabel="times the standard twin")
     axis.tick_params(axis="x", labelsize=6, rotation=45)

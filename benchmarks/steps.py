@@ -11,7 +11,10 @@ TOL = 1e-5
 COUPLING = ibnn_jax.Uniform((-2, -1))
 NEGATIVE = (-20.0, -5.0, -2.0, -0.5, -0.1)
 POSITIVE = (0.3, 0.6, 0.9)  # times 1 / p
-SOLVERS = {"Newton": ibnn_jax.Newton(), "MeanField": ibnn_jax.MeanField(cells=(64, 256))}
+SOLVERS = {
+    "Newton": ibnn_jax.Newton(),
+    "MeanField": ibnn_jax.MeanField(cells=(64, 256)),
+}
 SIZES = {  # groups, side, p
     "tiny": (2, 7, (10.0,)),
     "quick": (6, 14, (10.0,)),
@@ -49,7 +52,14 @@ def _draw(figure, rows):
     for axis, solver in zip(figure.subplots(1, len(SOLVERS), sharey=True), SOLVERS):
         for p in dict.fromkeys(r["p"] for r in rows):
             mine = [r for r in rows if (r["solver"], r["p"]) == (solver, p)]
-            axis.plot([r["lam"] * p for r in mine], [r["steps, most"] for r in mine], "o-", label=f"p = {p:g}")
+            axis.plot(
+                [r["lam"] * p for r in mine],
+                [r["steps, most"] for r in mine],
+                "o-",
+                label=f"p = {p:g}",
+            )
         axis.axhline(8, color="grey", lw=0.8)
-        axis.set(xlabel="lam p", xscale="symlog", title=f"{solver}: most steps of any group")
+        axis.set(
+            xlabel="lam p", xscale="symlog", title=f"{solver}: most steps of any group"
+        )
     axis.legend(fontsize=7)

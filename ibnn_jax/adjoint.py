@@ -71,7 +71,9 @@ class Phantom:
 
     def __post_init__(self):
         if self.k < 1 or not 0 < self.damping <= 1:
-            raise ValueError(f"Phantom needs k >= 1 and 0 < damping <= 1; got k={self.k}, damping={self.damping}")
+            raise ValueError(
+                f"Phantom needs k >= 1 and 0 < damping <= 1; got k={self.k}, damping={self.damping}"
+            )
 
 
 Adjoint = Implicit | Unrolled | Phantom
@@ -80,14 +82,22 @@ Adjoint = Implicit | Unrolled | Phantom
 def adjoint_solution(u, residual, steps, v, scale: float, give_up: float) -> Solution:
     """Pack an adjoint solve; groups past `give_up` are NONFINITE with value NaN, those between are MAX_STEPS."""
     size = jnp.abs(v).max(-1)
-    finite = jnp.isfinite(u).all(-1) & jnp.isfinite(residual) & (residual <= give_up * size)
+    finite = (
+        jnp.isfinite(u).all(-1) & jnp.isfinite(residual) & (residual <= give_up * size)
+    )
     converged = finite & (residual <= scale * size)
-    code = jnp.where(converged, Result.CONVERGED, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
+    code = jnp.where(
+        converged,
+        Result.CONVERGED,
+        jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE),
+    )
     value = jnp.where(finite[:, None], u, jnp.nan)
     return Solution(value, code.astype(jnp.int32), Stats(steps, residual, converged))
 
 
-def solve_adjoint_groups(problem: Problem, z: Float[Array, "G n"], v: Float[Array, "G n"], options: Implicit) -> Solution:
+def solve_adjoint_groups(
+    problem: Problem, z: Float[Array, "G n"], v: Float[Array, "G n"], options: Implicit
+) -> Solution:
     """u with (I + lam DB(z)) u = v by conjugate gradients, [G, n]; the residual is recomputed, not the recurrence's."""
     tol = adjoint_tol(options, v.dtype)
     size = jnp.abs(v).max(-1)
@@ -95,13 +105,26 @@ def solve_adjoint_groups(problem: Problem, z: Float[Array, "G n"], v: Float[Arra
     z, b = (jnp.where(valid[:, None], x, 0) for x in (z, v))
     hessian, inverse_diagonal = problem.hessian(z)
     found = conjugate_gradient(
-        hessian, b, inverse_diagonal,
-        tol=0.5 * tol * size, max_steps=options.max_steps, active=valid,
+        hessian,
+        b,
+        inverse_diagonal,
+        tol=0.5 * tol * size,
+        max_steps=options.max_steps,
+        active=valid,
     )
     residual = jnp.abs(b - hessian(found.x)).max(-1)
-    return adjoint_solution(found.x, jnp.where(valid, residual, jnp.nan), found.steps, v, tol, options.give_up)
+    return adjoint_solution(
+        found.x,
+        jnp.where(valid, residual, jnp.nan),
+        found.steps,
+        v,
+        tol,
+        options.give_up,
+    )
 
 
 def adjoint_tol(options: Implicit, dtype) -> float:
     default = 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
-    return max(default if options.tol is None else options.tol, 8 * float(jnp.finfo(dtype).eps))
+    return max(
+        default if options.tol is None else options.tol, 8 * float(jnp.finfo(dtype).eps)
+    )

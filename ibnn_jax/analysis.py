@@ -26,9 +26,15 @@ def gain_spectrum(z, lam, p, coupling: Coupling) -> Float[Array, "*groups n"]:
     identity = jnp.eye(z.shape[1], dtype=z.dtype)
     # w is what a sum of ones over the pairs sees of each unit vector; the same for every group.
     ones = lambda t, _: jnp.ones_like(t)
-    w = jax.lax.map(lambda e: op.pair_sum(ones, jnp.zeros_like(z[:1]), p[:1], e[None])[0], identity)
-    k = w[None] * op.sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None])
-    hessian = identity + problem.lam[:, :, None] * (k - k.sum(-1)[:, :, None] * identity)
+    w = jax.lax.map(
+        lambda e: op.pair_sum(ones, jnp.zeros_like(z[:1]), p[:1], e[None])[0], identity
+    )
+    k = w[None] * op.sigma.derivative(
+        p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None]
+    )
+    hessian = identity + problem.lam[:, :, None] * (
+        k - k.sum(-1)[:, :, None] * identity
+    )
     return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
 
 
@@ -46,7 +52,12 @@ def gain(z, direction, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
 
 
 def input_curvature(
-    loss: Callable[[Array], Float[Array, "N"]], x: Float[Array, "N ..."], key: Array, *, h: float = 1e-2, probes: int = 10
+    loss: Callable[[Array], Float[Array, "N"]],
+    x: Float[Array, "N ..."],
+    key: Array,
+    *,
+    h: float = 1e-2,
+    probes: int = 10,
 ) -> Float[Array, "N"]:
     """|grad L(x + h g) - grad L(x)|^2 averaged over Rademacher vectors g (paper Eq. 61), one value per input.
 
@@ -58,7 +69,9 @@ def input_curvature(
         ValueError: h not positive or probes less than 1.
     """
     if h <= 0 or probes < 1:
-        raise ValueError(f"h must be positive and probes at least 1; got {h} and {probes}")
+        raise ValueError(
+            f"h must be positive and probes at least 1; got {h} and {probes}"
+        )
     gradient = jax.grad(lambda x: loss(x).sum())
     here = gradient(x)
 

@@ -16,14 +16,16 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 # Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1 (columns in that order).
-_QUINTIC = np.array([
-    [1, 0, 0, 0, 0, 0],
-    [0, 1, 0, 0, 0, 0],
-    [0, 0, 0.5, 0, 0, 0],
-    [-10, -6, -1.5, 10, -4, 0.5],
-    [15, 8, 1.5, -15, 7, -1],
-    [-6, -3, -0.5, 6, -3, 0.5],
-])
+_QUINTIC = np.array(
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0.5, 0, 0, 0],
+        [-10, -6, -1.5, 10, -4, 0.5],
+        [15, 8, 1.5, -15, 7, -1],
+        [-6, -3, -0.5, 6, -3, 0.5],
+    ]
+)
 _QUINTIC_SLOPE = np.arange(1, 6)[:, None] * _QUINTIC[1:]
 
 
@@ -36,7 +38,9 @@ class Cells(NamedTuple):
     @classmethod
     def spanning(cls, radius: Float[Array, "G 1"], count: int) -> "Cells":
         """Cells from -radius to radius."""
-        step = jnp.maximum(2 * radius / count, 16 * jnp.finfo(radius.dtype).eps * (1 + radius))
+        step = jnp.maximum(
+            2 * radius / count, 16 * jnp.finfo(radius.dtype).eps * (1 + radius)
+        )
         return cls(step * jnp.arange(count + 1, dtype=radius.dtype) - radius, step)
 
     @property
@@ -55,7 +59,9 @@ class Quadrature(NamedTuple):
     points: Float[Array, "G 2m+2"]
     weights: Float[Array, "G 2m+2"]
     inner: Float[Array, "G m"]  # where in its cell each inner point lies, in (0, 1)
-    defect: Float[Array, "G m"]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2, estimated: what a fourth derivative / 24 costs
+    defect: Float[
+        Array, "G m"
+    ]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2, estimated: what a fourth derivative / 24 costs
 
     def at_nodes(self, x: Float[Array, "G 2m+2"]) -> Float[Array, "G m+1"]:
         """What x has at the nodes."""
@@ -83,20 +89,35 @@ class Place(NamedTuple):
         nodes, step = self.cells
         m = self._moments(weights)
         b0, b1 = jnp.maximum(m[1] - m[2], 0), m[2] - m[3]  # moments of u (1 - u)
-        inner = jnp.clip(jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3)
+        inner = jnp.clip(
+            jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3
+        )
         # At most what leaves the ends no less than nothing, which rounding could ask of neurons next to an end.
         share = b0 / (inner * (1 - inner))
-        weight = jnp.minimum(share, jnp.minimum(m[1] / inner, (m[0] - m[1]) / (1 - inner)))
+        weight = jnp.minimum(
+            share, jnp.minimum(m[1] / inner, (m[0] - m[1]) / (1 - inner))
+        )
         right = jnp.maximum(m[1] - weight * inner, 0)
         left = jnp.maximum(m[0] - weight - right, 0)
         # It holds the sum of w (u (1 - u))^2, of which b0^2 / m0 is the least value (Cauchy and Schwarz): that leaves at most the
         # whole bracket for the defect, and three fifths of it where the neurons lie evenly in their cell.
-        defect = 0.6 * b0 * jnp.maximum(inner * (1 - inner) - b0 / jnp.where(m[0] > 0, m[0], 1), 0) * step**4
-        points = jnp.concatenate([nodes, nodes[:, :-1] + inner * step, nodes[:, -1:]], axis=1)
-        weights = jnp.concatenate([_at_nodes(left, right), weight, jnp.zeros_like(step)], axis=1)
+        defect = (
+            0.6
+            * b0
+            * jnp.maximum(inner * (1 - inner) - b0 / jnp.where(m[0] > 0, m[0], 1), 0)
+            * step**4
+        )
+        points = jnp.concatenate(
+            [nodes, nodes[:, :-1] + inner * step, nodes[:, -1:]], axis=1
+        )
+        weights = jnp.concatenate(
+            [_at_nodes(left, right), weight, jnp.zeros_like(step)], axis=1
+        )
         return Quadrature(points, weights, inner, defect)
 
-    def spread(self, v: Float[Array, "G n"]) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
+    def spread(
+        self, v: Float[Array, "G n"]
+    ) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
         """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact for cubic f."""
         m0, m1, m2, m3 = self._moments(v)
         right, tail = 3 * m2 - 2 * m3, m3 - m2
@@ -109,9 +130,13 @@ class Place(NamedTuple):
         # The slope has a table of its own: scaled after the product, XLA would scale it anew for every neuron.
         data = jnp.stack([f / h, f1, h * f2] if slope else [f, h * f1, h**2 * f2])
         ends = jnp.concatenate([data[..., :-1], data[..., 1:]])
-        table = jnp.tensordot((_QUINTIC_SLOPE if slope else _QUINTIC).astype(f.dtype), ends, 1)
+        table = jnp.tensordot(
+            (_QUINTIC_SLOPE if slope else _QUINTIC).astype(f.dtype), ends, 1
+        )
         row = self._rows()
-        *rest, value = [column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table]
+        *rest, value = [
+            column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table
+        ]
         for coefficient in reversed(rest):
             value = value * self.u + coefficient
         return value
@@ -119,9 +144,13 @@ class Place(NamedTuple):
     def _rows(self, copies: int = 1):
         """Where each point's cell lies among the cells of all groups, of which each has several copies."""
         # Tied to the cells: a loop over blocks of groups would otherwise keep it for every neuron instead of computing it.
-        group, _ = jax.lax.optimization_barrier((jnp.arange(len(self.cell)), self.cells.step))
+        group, _ = jax.lax.optimization_barrier(
+            (jnp.arange(len(self.cell)), self.cells.step)
+        )
         first = copies * self.cells.count * group[:, None]
-        return (self.cell + first).astype(jnp.uint32)  # unsigned: never counted from the end
+        return (self.cell + first).astype(
+            jnp.uint32
+        )  # unsigned: never counted from the end
 
     def _moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
         """v, v u, v u^2 and v u^3 summed over the points of every cell."""
@@ -131,7 +160,9 @@ class Place(NamedTuple):
     def _compared(self, v):
         """`_moments` on accelerators: each cell looks at all points, which has no additions in an order left to chance."""
         inside = self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
-        return [jnp.where(inside, (v * self.u**k)[:, None, :], 0).sum(-1) for k in range(4)]
+        return [
+            jnp.where(inside, (v * self.u**k)[:, None, :], 0).sum(-1) for k in range(4)
+        ]
 
     def _scattered(self, v):
         """`_moments` by one scatter of rows.
@@ -141,11 +172,21 @@ class Place(NamedTuple):
         """
         (groups, n), count = self.cell.shape, self.cells.count
         u, odd, high = self.u[..., None], np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
-        rows = jnp.broadcast_to(v, self.u.shape)[..., None] * jnp.where(odd, u, 1) * jnp.where(high, u * u, 1)
+        rows = (
+            jnp.broadcast_to(v, self.u.shape)[..., None]
+            * jnp.where(odd, u, 1)
+            * jnp.where(high, u * u, 1)
+        )
         copies = 4 if n > 128 else 1
         # On the flat array: a term for every column of [groups, n] would have each of its elements divide to find its column.
-        row = self._rows(copies).reshape(-1) + count * (jnp.arange(groups * n, dtype=jnp.uint32) % copies)
-        total = jnp.zeros((groups * copies * count, 4), rows.dtype).at[row].add(rows.reshape(-1, 4), mode="promise_in_bounds")
+        row = self._rows(copies).reshape(-1) + count * (
+            jnp.arange(groups * n, dtype=jnp.uint32) % copies
+        )
+        total = (
+            jnp.zeros((groups * copies * count, 4), rows.dtype)
+            .at[row]
+            .add(rows.reshape(-1, 4), mode="promise_in_bounds")
+        )
         return list(jnp.moveaxis(total.reshape(groups, copies, count, 4).sum(1), -1, 0))
 
 

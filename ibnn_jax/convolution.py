@@ -17,7 +17,14 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def canonical_convolution(
-    inputs: Float[Array, "N H W I"], kernel: Float[Array, "h w I O"], strides, padding, *, dimension_numbers=None, precision=None, **others
+    inputs: Float[Array, "N H W I"],
+    kernel: Float[Array, "h w I O"],
+    strides,
+    padding,
+    *,
+    dimension_numbers=None,
+    precision=None,
+    **others,
 ) -> Float[Array, "N H W O"]:
     """`jax.lax.conv_general_dilated` of stride 1 in NHWC, for `nnx.Conv(conv_general_dilated=...)` and `UCN`.
 
@@ -26,15 +33,29 @@ def canonical_convolution(
     Raises:
         ValueError: inputs or kernel not of rank 4, a layout that is not NHWC, strides other than 1, dilations, or groups.
     """
-    layout = lax.conv_dimension_numbers(inputs.shape, kernel.shape, LAYOUT) if inputs.ndim == kernel.ndim == 4 else None
+    layout = (
+        lax.conv_dimension_numbers(inputs.shape, kernel.shape, LAYOUT)
+        if inputs.ndim == kernel.ndim == 4
+        else None
+    )
     if layout is None or dimension_numbers not in (None, layout, LAYOUT):
-        raise ValueError(f"canonical_convolution takes NHWC and HWIO; got {dimension_numbers} for {inputs.shape} and {kernel.shape}")
+        raise ValueError(
+            f"canonical_convolution takes NHWC and HWIO; got {dimension_numbers} for {inputs.shape} and {kernel.shape}"
+        )
     options = {"strides": strides, **others}
-    general = {name: value for name, value in options.items() if value is not None and set(jax.tree.leaves(value)) != {1}}
+    general = {
+        name: value
+        for name, value in options.items()
+        if value is not None and set(jax.tree.leaves(value)) != {1}
+    }
     if general:
-        raise ValueError(f"canonical_convolution has stride 1, no dilation and no groups; got {general}. Use jax.lax.conv_general_dilated")
+        raise ValueError(
+            f"canonical_convolution has stride 1, no dilation and no groups; got {general}. Use jax.lax.conv_general_dilated"
+        )
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+        padding = lax.padtype_to_pads(
+            inputs.shape[1:3], kernel.shape[:2], strides, padding
+        )
     return _convolution(inputs, kernel, tuple(map(tuple, padding)), precision)
 
 
@@ -57,18 +78,25 @@ _convolution.defvjp(_fwd, _bwd)
 
 
 def _forward(pads, precision, x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT, precision=precision)
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, dimension_numbers=LAYOUT, precision=precision
+    )
 
 
 def _by_inputs(pads, precision, g, kernel):
     """The cotangent of x: g with the kernel turned around."""
-    pads = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pads)]
+    pads = [
+        (size - 1 - low, size - 1 - high)
+        for size, (low, high) in zip(kernel.shape, pads)
+    ]
     return _forward(pads, precision, g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
 def _by_kernel(pads, precision, x, g):
     """The cotangent of the kernel: x with g as a kernel of the size of the image, images summed as channels are."""
-    return _forward(pads, precision, x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
+    return _forward(
+        pads, precision, x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+    ).transpose(1, 2, 0, 3)
 
 
 def _one_by_one(f, images=True):
@@ -80,7 +108,10 @@ def _one_by_one(f, images=True):
         if images and not batched[1]:
             result = call(arrays[0].reshape(-1, *arrays[0].shape[2:]), arrays[1])
             return result.reshape(size, -1, *result.shape[1:]), True
-        arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched)]
+        arrays = [
+            x if b else jnp.broadcast_to(x, (size, *x.shape))
+            for x, b in zip(arrays, batched)
+        ]
         return lax.map(lambda pair: call(*pair), tuple(arrays)), True
 
     return call

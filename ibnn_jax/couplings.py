@@ -23,7 +23,9 @@ from ibnn_jax.sigmas import Sigma
 
 def _check_axes(axes, ndim, owner):
     if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(f"{owner}: axes {axes} do not exist in y of rank {ndim}; give y more axes or name others")
+        raise ValueError(
+            f"{owner}: axes {axes} do not exist in y of rank {ndim}; give y more axes or name others"
+        )
     axes = tuple(a % ndim for a in axes)
     if len(set(axes)) != len(axes):
         raise ValueError(f"{owner}: axes {axes} name the same axis of y twice")
@@ -47,7 +49,9 @@ class Uniform:
     def __post_init__(self):
         axes = (self.axes,) if isinstance(self.axes, int) else tuple(self.axes)
         if not axes:
-            raise ValueError("Uniform: axes is empty; name at least one axis of y to couple, e.g. axes=(-3, -2)")
+            raise ValueError(
+                "Uniform: axes is empty; name at least one axis of y to couple, e.g. axes=(-3, -2)"
+            )
         object.__setattr__(self, "axes", axes)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
@@ -78,9 +82,13 @@ class Window:
     def __post_init__(self):
         size = (self.size,) * 2 if isinstance(self.size, int) else tuple(self.size)
         if len(size) != 2 or any(s < 1 or s % 2 == 0 for s in size):
-            raise ValueError(f"Window: size must be two odd positive integers, so that w is symmetric; got {size}")
+            raise ValueError(
+                f"Window: size must be two odd positive integers, so that w is symmetric; got {size}"
+            )
         if len(self.axes) != 2:
-            raise ValueError(f"Window: axes must name two axes (height, width); got {self.axes}")
+            raise ValueError(
+                f"Window: axes must name two axes (height, width); got {self.axes}"
+            )
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "axes", tuple(self.axes))
 
@@ -89,11 +97,15 @@ class Window:
 
     def bind(self, shape: tuple[int, ...]) -> WindowOperator:
         if any(window > image for window, image in zip(self.size, shape)):
-            raise ValueError(f"Window: size {self.size} is larger than the image {tuple(shape)}")
+            raise ValueError(
+                f"Window: size {self.size} is larger than the image {tuple(shape)}"
+            )
         return WindowOperator(tuple(shape), self.size, self.sigma)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["sigma", "psd"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["sigma", "psd"]
+)
 @dataclass(frozen=True, init=False, eq=False)
 class Dense:
     """Any symmetric, non-negative w [n, n] over the last axis of y; differentiable in w.
@@ -113,16 +125,22 @@ class Dense:
         if not isinstance(w, jax.core.Tracer):
             w = np.asarray(w)
             if w.ndim != 2 or w.shape[0] != w.shape[1] or w.size == 0:
-                raise ValueError(f"Dense: w must be a non-empty square matrix [n, n]; got shape {w.shape}")
+                raise ValueError(
+                    f"Dense: w must be a non-empty square matrix [n, n]; got shape {w.shape}"
+                )
             if not np.issubdtype(w.dtype, np.floating):
                 w = w.astype(np.result_type(float)) if w.dtype.kind in "iub" else w
             if not np.isfinite(w).all():
                 raise ValueError("Dense: w has NaN or infinite entries")
             if (w < 0).any():
-                raise ValueError(f"Dense: w must be non-negative; its smallest entry is {w.min()}")
+                raise ValueError(
+                    f"Dense: w must be non-negative; its smallest entry is {w.min()}"
+                )
             tolerance = 10 * np.finfo(w.dtype).eps * w.max()
             if abs(w - w.T).max() > tolerance:
-                raise ValueError("Dense: w must be symmetric; use (w + w.T) / 2, or the solution minimises no energy")
+                raise ValueError(
+                    "Dense: w must be symmetric; use (w + w.T) / 2, or the solution minimises no energy"
+                )
             psd = bool(np.linalg.eigvalsh(w).min() >= -tolerance * len(w))
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "sigma", sigma)
@@ -133,7 +151,9 @@ class Dense:
 
     def bind(self, shape: tuple[int, ...]) -> DenseOperator:
         if shape != (self.w.shape[0],):
-            raise ValueError(f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} neurons")
+            raise ValueError(
+                f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} neurons"
+            )
         return DenseOperator(self.w, shape, self.sigma, self.psd)
 
 
@@ -149,5 +169,9 @@ def uniqueness_bound(p, coupling: Coupling):
     -DB = diag(d) - K <= diag(d) <= p max_i sum_k w_ik, and the Hessian of the energy I + lam DB stays
     positive definite for every lam < 1 / p.
     """
-    shape = coupling.w.shape[:1] if isinstance(coupling, Dense) else (10**9,) * len(coupling.axes)
+    shape = (
+        coupling.w.shape[:1]
+        if isinstance(coupling, Dense)
+        else (10**9,) * len(coupling.axes)
+    )
     return coupling.bind(shape).bound(p)

@@ -22,7 +22,9 @@ class Solver(ABC):
         """The state at the start z, its residual evaluated."""
 
     @abstractmethod
-    def step(self, problem: Problem, state: State, active: Bool[Array, "G"], unrolled: bool) -> State:
+    def step(
+        self, problem: Problem, state: State, active: Bool[Array, "G"], unrolled: bool
+    ) -> State:
         """One step. Groups not active may return anything: the loop discards it.
 
         unrolled: True when reverse-mode differentiation runs through the step, so no while_loop on differentiated values.
@@ -45,14 +47,20 @@ def collapsed_start(problem: Problem) -> Float[Array, "G n"]:
     """
     mean = problem.op.average(problem.y)
     shrunk = mean + (problem.y - mean) / (1 - jnp.minimum(problem.lam, 0) * problem.p)
-    weight = jnp.broadcast_to(jnp.asarray(problem.op.weight, shrunk.dtype), shrunk.shape)
-    shrunk += (weight * (problem.y - shrunk)).sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
+    weight = jnp.broadcast_to(
+        jnp.asarray(problem.op.weight, shrunk.dtype), shrunk.shape
+    )
+    shrunk += (weight * (problem.y - shrunk)).sum(-1, keepdims=True) / weight.sum(
+        -1, keepdims=True
+    )
     return jnp.where(problem.lam <= 0, shrunk, problem.y)
 
 
 def select(mask: Bool[Array, "G"], new, old):
     """Per group, new where mask and old elsewhere; by jnp.where, so that NaN cannot leak from the one not taken."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
+    )
 
 
 class Run(NamedTuple):
@@ -91,12 +99,35 @@ def iterate(
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(tol)
     centred, centre = problem.centred()
-    start = collapsed_start(centred) if start is None else select(valid, start, problem.y) - centre
-    found = run(solver, centred, start, threshold, max_steps, trace=trace, unrolled=unrolled)
-    return package(problem, valid, found.z + centre, found.residual, found.residual <= threshold, found.steps, found.trace)
+    start = (
+        collapsed_start(centred)
+        if start is None
+        else select(valid, start, problem.y) - centre
+    )
+    found = run(
+        solver, centred, start, threshold, max_steps, trace=trace, unrolled=unrolled
+    )
+    return package(
+        problem,
+        valid,
+        found.z + centre,
+        found.residual,
+        found.residual <= threshold,
+        found.steps,
+        found.trace,
+    )
 
 
-def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], max_steps: int, *, trace=False, unrolled=False) -> Run:
+def run(
+    solver: Solver,
+    problem: Problem,
+    start,
+    threshold: Float[Array, "G"],
+    max_steps: int,
+    *,
+    trace=False,
+    unrolled=False,
+) -> Run:
     """The loop of `iterate`, for a problem around 0 without NaN or infinity."""
     state = solver.init(problem, start)
 
@@ -104,25 +135,50 @@ def run(solver: Solver, problem: Problem, start, threshold: Float[Array, "G"], m
         return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)
 
     norm = norm_of(state)
-    history = jnp.zeros((len(norm), max_steps + 1), norm.dtype).at[:, 0].set(norm) if trace else None
-    carry = _Carry(jnp.int32(0), state, norm, jnp.zeros(len(norm), jnp.int32), norm > threshold, history)
+    history = (
+        jnp.zeros((len(norm), max_steps + 1), norm.dtype).at[:, 0].set(norm)
+        if trace
+        else None
+    )
+    carry = _Carry(
+        jnp.int32(0),
+        state,
+        norm,
+        jnp.zeros(len(norm), jnp.int32),
+        norm > threshold,
+        history,
+    )
 
     def body(carry):
-        state = select(carry.active, solver.step(problem, carry.state, carry.active, unrolled), carry.state)
+        state = select(
+            carry.active,
+            solver.step(problem, carry.state, carry.active, unrolled),
+            carry.state,
+        )
         norm = norm_of(state)
-        history = None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
+        history = (
+            None if carry.trace is None else carry.trace.at[:, carry.step + 1].set(norm)
+        )
         # Not "norm > threshold": a NaN residual must leave the loop too, and be found by `package`.
         active = carry.active & (norm > threshold)
-        return _Carry(carry.step + 1, state, norm, carry.steps + carry.active, active, history)
+        return _Carry(
+            carry.step + 1, state, norm, carry.steps + carry.active, active, history
+        )
 
     if unrolled:
         carry = jax.lax.scan(lambda c, _: (body(c), None), carry, length=max_steps)[0]
     else:
-        carry = jax.lax.while_loop(lambda c: (c.step < max_steps) & (c.active.sum() > 0), body, carry)
+        carry = jax.lax.while_loop(
+            lambda c: (c.step < max_steps) & (c.active.sum() > 0), body, carry
+        )
 
     history = carry.trace
-    if history is not None:  # an early exit leaves the tail unwritten: repeat the last value
-        history = jnp.where(jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None])
+    if (
+        history is not None
+    ):  # an early exit leaves the tail unwritten: repeat the last value
+        history = jnp.where(
+            jnp.arange(max_steps + 1) <= carry.step, history, carry.norm[:, None]
+        )
     return Run(carry.state.z, carry.norm, carry.steps, history)
 
 
@@ -131,8 +187,13 @@ def package(problem: Problem, valid, z, residual, met, steps, trace=None) -> Sol
     finite = valid & jnp.isfinite(residual)
     converged = finite & met
     code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
-    code = jnp.where(converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE))
-    z, residual = jnp.where(finite[:, None], z, jnp.nan), jnp.where(finite, residual, jnp.nan)
+    code = jnp.where(
+        converged, code, jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE)
+    )
+    z, residual = (
+        jnp.where(finite[:, None], z, jnp.nan),
+        jnp.where(finite, residual, jnp.nan),
+    )
     return Solution(z, code.astype(jnp.int32), Stats(steps, residual, converged, trace))
 
 
@@ -143,11 +204,21 @@ def run_where(mask: Bool[Array, "G"], f, x, *operands, side: int):
     mask only, so it never runs when there are none. Every leaf of x and of the operands is led by groups.
     """
     groups = len(mask)
-    chunk = max(1, min(groups, (150_000 if jax.default_backend() == "cpu" else 30_000_000) // side**2))
+    chunk = max(
+        1,
+        min(
+            groups,
+            (150_000 if jax.default_backend() == "cpu" else 30_000_000) // side**2,
+        ),
+    )
     count = mask.sum()
 
     def needed(x):
-        order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -groups % chunk), constant_values=groups)
+        order = jnp.pad(
+            jnp.argsort(~mask, stable=True),
+            (0, -groups % chunk),
+            constant_values=groups,
+        )
 
         def body(carry):
             start, x = carry
@@ -155,9 +226,13 @@ def run_where(mask: Bool[Array, "G"], f, x, *operands, side: int):
             rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
             part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
             new = f(*part)
-            return start + chunk, jax.tree.map(lambda old, a: old.at[rows].set(a, mode="drop"), x, new)
+            return start + chunk, jax.tree.map(
+                lambda old, a: old.at[rows].set(a, mode="drop"), x, new
+            )
 
-        return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), x))[1]
+        return jax.lax.while_loop(
+            lambda carry: carry[0] < count, body, (jnp.int32(0), x)
+        )[1]
 
     # A branch, not a loop of no passes: out of that XLA may take what does not change in it, and compute it always.
     return jax.lax.cond(count > 0, needed, lambda x: x, x)

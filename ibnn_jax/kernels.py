@@ -25,7 +25,9 @@ def per_group(f: Callable, *arrays: Array):
 
 def kernel(f: Callable, *arrays: Array, interpret: bool = False):
     """`per_group` on an NVIDIA GPU; interpret: anywhere, slowly."""
-    from jax.experimental import pallas  # only where there is a GPU: takes a while to import
+    from jax.experimental import (
+        pallas,
+    )  # only where there is a GPU: takes a while to import
     from jax.experimental.pallas import triton
 
     shapes, tree = jax.tree.flatten(jax.eval_shape(f, *arrays))
@@ -36,7 +38,9 @@ def kernel(f: Callable, *arrays: Array, interpret: bool = False):
             ref[...] = x
 
     def block(x):
-        return pallas.BlockSpec((1, *x.shape[1:]), lambda group: (group, *[0] * (x.ndim - 1)))
+        return pallas.BlockSpec(
+            (1, *x.shape[1:]), lambda group: (group, *[0] * (x.ndim - 1))
+        )
 
     results = pallas.pallas_call(
         body,
@@ -44,7 +48,9 @@ def kernel(f: Callable, *arrays: Array, interpret: bool = False):
         grid=(len(arrays[0]),),
         in_specs=[block(x) for x in arrays],
         out_specs=[block(x) for x in shapes],
-        compiler_params=triton.CompilerParams(num_warps=max(1, _row_length(arrays) ** 2 // 2048), num_stages=1),
+        compiler_params=triton.CompilerParams(
+            num_warps=max(1, _row_length(arrays) ** 2 // 2048), num_stages=1
+        ),
         interpret=interpret,
         name=f"ibnn_{f.__name__}",
     )(*arrays)

@@ -62,22 +62,39 @@ class ImplicitBias(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint must be one of {CONSTRAINTS}; got {constraint!r}")
+            raise ValueError(
+                f"constraint must be one of {CONSTRAINTS}; got {constraint!r}"
+            )
         if np.ndim(p) or not p > 0:
             raise ValueError(f"p must be one positive number; got {p}")
         shape = () if channels is None else (channels,)
         if lam is None:
             if rngs is None:
-                raise ValueError("ImplicitBias needs rngs=nnx.Rngs(seed) to draw lam; or give lam a value")
+                raise ValueError(
+                    "ImplicitBias needs rngs=nnx.Rngs(seed) to draw lam; or give lam a value"
+                )
             value = _normal(1e-3)(rngs.params(), shape, jnp.float32)
         else:
             if jnp.shape(lam) not in ((), shape):
-                raise ValueError(f"lam of shape {jnp.shape(lam)} does not fit channels={channels}: use a scalar or {shape}")
+                raise ValueError(
+                    f"lam of shape {jnp.shape(lam)} does not fit channels={channels}: use a scalar or {shape}"
+                )
             value = jnp.broadcast_to(jnp.asarray(lam, jnp.float32), shape)
         self.lam = (nnx.Param if train_lam else Frozen)(value)
-        self.log_p = (nnx.Param if train_p else Frozen)(jnp.log(jnp.asarray(p, jnp.float32)))
-        self.coupling, self.constraint, self.lite = nnx.static(coupling), constraint, lite
-        self.solver, self.adjoint, self.tol, self.max_steps = solver, adjoint, tol, max_steps
+        self.log_p = (nnx.Param if train_p else Frozen)(
+            jnp.log(jnp.asarray(p, jnp.float32))
+        )
+        self.coupling, self.constraint, self.lite = (
+            nnx.static(coupling),
+            constraint,
+            lite,
+        )
+        self.solver, self.adjoint, self.tol, self.max_steps = (
+            solver,
+            adjoint,
+            tol,
+            max_steps,
+        )
         self._warned = False
 
     @property
@@ -91,20 +108,38 @@ class ImplicitBias(nnx.Module):
         if self.lite:
             return one_step(y, lam, p, self.coupling, has_stats=return_stats)
         return implicit_bias(
-            y, lam, p, self.coupling,
-            solver=self.solver, adjoint=self.adjoint, tol=self.tol, max_steps=self.max_steps, has_stats=return_stats,
+            y,
+            lam,
+            p,
+            self.coupling,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            tol=self.tol,
+            max_steps=self.max_steps,
+            has_stats=return_stats,
         )
 
     def project(self) -> None:
         """Bring lam back inside its constraint, in place."""
         if self.constraint is not None and isinstance(self.lam, nnx.Param):
-            limit = 0.0 if self.constraint == "nonpositive" else MARGIN * uniqueness_bound(self.p, self.coupling)
+            limit = (
+                0.0
+                if self.constraint == "nonpositive"
+                else MARGIN * uniqueness_bound(self.p, self.coupling)
+            )
             self.lam[...] = jnp.minimum(self.lam[...], limit)
 
     def _warn_once(self):
-        if self._warned or isinstance(self.lam[...], jax.core.Tracer) or isinstance(self.p, jax.core.Tracer):
+        if (
+            self._warned
+            or isinstance(self.lam[...], jax.core.Tracer)
+            or isinstance(self.p, jax.core.Tracer)
+        ):
             return
-        largest, bound = float(self.lam[...].max()), float(uniqueness_bound(self.p, self.coupling))
+        largest, bound = (
+            float(self.lam[...].max()),
+            float(uniqueness_bound(self.p, self.coupling)),
+        )
         if largest >= bound:
             self._warned = True
             warnings.warn(
@@ -136,13 +171,23 @@ class IBNNLinear(nnx.Module):
         rngs: nnx.Rngs,
         **implicit,
     ):
-        self.affine = nnx.Linear(in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
+        self.affine = nnx.Linear(
+            in_features,
+            out_features,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
         self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "... in"], *, return_stats: bool = False):
         """v [..., out]; with return_stats, (v, Stats)."""
-        return _activate(self.activation, self.implicit(self.affine(x), return_stats=return_stats), return_stats)
+        return _activate(
+            self.activation,
+            self.implicit(self.affine(x), return_stats=return_stats),
+            return_stats,
+        )
 
 
 class IBNNConv(nnx.Module):
@@ -173,15 +218,25 @@ class IBNNConv(nnx.Module):
         **implicit,
     ):
         self.affine = nnx.Conv(
-            in_features, out_features, kernel_size, strides=strides, padding=padding,
-            kernel_init=kernel_init, bias_init=bias_init, rngs=rngs,
+            in_features,
+            out_features,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
         )
         self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "N H W in"], *, return_stats: bool = False):
         """v [N, H', W', out]; with return_stats, (v, Stats)."""
-        return _activate(self.activation, self.implicit(self.affine(x), return_stats=return_stats), return_stats)
+        return _activate(
+            self.activation,
+            self.implicit(self.affine(x), return_stats=return_stats),
+            return_stats,
+        )
 
 
 def _activate(activation, z, has_stats):
@@ -190,7 +245,11 @@ def _activate(activation, z, has_stats):
 
 def implicit_layers(model: nnx.Module) -> list[ImplicitBias]:
     """Every ImplicitBias inside a module, in graph order."""
-    return [module for _, module in nnx.iter_modules(model) if isinstance(module, ImplicitBias)]
+    return [
+        module
+        for _, module in nnx.iter_modules(model)
+        if isinstance(module, ImplicitBias)
+    ]
 
 
 def project(model: nnx.Module) -> None:

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 class LinearSolution(NamedTuple):
     x: Float[Array, "G n"]
-    residual: Float[Array, "G"]  # max_i |b - A x|_i over the unknowns with weight, from the recurrence
+    residual: Float[
+        Array, "G"
+    ]  # max_i |b - A x|_i over the unknowns with weight, from the recurrence
     steps: Int[Array, "G"]
     ok: Bool[Array, "G"]  # residual within tol
 
@@ -49,7 +51,10 @@ def conjugate_gradient(
         curvature = dot(d, ad)
         good = active & (curvature > 0)
         alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
-        x, r = jnp.where(good[:, None], x + alpha * d, x), jnp.where(good[:, None], r - alpha * ad, r)
+        x, r = (
+            jnp.where(good[:, None], x + alpha * d, x),
+            jnp.where(good[:, None], r - alpha * ad, r),
+        )
         q = preconditioner * r
         rho, last = dot(r, q), rho
         beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
@@ -57,8 +62,18 @@ def conjugate_gradient(
 
     d = preconditioner * b
     going = active & (largest(b) > tol)
-    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, dot(b, d), going, jnp.zeros(len(b), jnp.int32))
-    _, x, r, *_, steps = jax.lax.while_loop(lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry)
+    carry = (
+        jnp.int32(0),
+        jnp.zeros_like(b),
+        b,
+        d,
+        dot(b, d),
+        going,
+        jnp.zeros(len(b), jnp.int32),
+    )
+    _, x, r, *_, steps = jax.lax.while_loop(
+        lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry
+    )
     residual = largest(r)
     x = jnp.where(counted | ~active[:, None], x, inverse_diagonal * r)
     return LinearSolution(x, residual, steps, residual <= tol)

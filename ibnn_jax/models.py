@@ -13,20 +13,45 @@ from ibnn_jax.layers import ImplicitBias
 
 
 def _normal(mean, std):
-    return lambda key, shape, dtype=jnp.float32, **_: mean + std * jax.random.normal(key, shape, dtype)
+    return lambda key, shape, dtype=jnp.float32, **_: (
+        mean + std * jax.random.normal(key, shape, dtype)
+    )
 
 
 class Block(nnx.Module):
     """conv (same size, zero padding) -> implicit bias, unless standard -> ReLU -> batch norm."""
 
-    def __init__(self, in_channels, channels, kernel_size, *, dtype, axis_name, conv_general_dilated, rngs):
+    def __init__(
+        self,
+        in_channels,
+        channels,
+        kernel_size,
+        *,
+        dtype,
+        axis_name,
+        conv_general_dilated,
+        rngs,
+    ):
         self.conv = nnx.Conv(
-            in_channels, channels, kernel_size, padding="SAME", dtype=dtype, conv_general_dilated=conv_general_dilated,
-            kernel_init=_normal(0, 1e-3), bias_init=_normal(0, 1e-3), rngs=rngs,
+            in_channels,
+            channels,
+            kernel_size,
+            padding="SAME",
+            dtype=dtype,
+            conv_general_dilated=conv_general_dilated,
+            kernel_init=_normal(0, 1e-3),
+            bias_init=_normal(0, 1e-3),
+            rngs=rngs,
         )
         self.norm = nnx.BatchNorm(
-            channels, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name,
-            scale_init=_normal(1, 5e-4), bias_init=_normal(0, 5e-4), rngs=rngs,
+            channels,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=dtype,
+            axis_name=axis_name,
+            scale_init=_normal(1, 5e-4),
+            bias_init=_normal(0, 5e-4),
+            rngs=rngs,
         )
         self.implicit = nnx.data(None)  # UCN puts an ImplicitBias here
 
@@ -89,28 +114,53 @@ class UCN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"image_shape must be (height, width, channels), all positive; got {image_shape}")
+            raise ValueError(
+                f"image_shape must be (height, width, channels), all positive; got {image_shape}"
+            )
         if min(layers, channels, classes) < 1:
-            raise ValueError(f"layers, channels and classes must be at least 1; got {layers}, {channels}, {classes}")
+            raise ValueError(
+                f"layers, channels and classes must be at least 1; got {layers}, {channels}, {classes}"
+            )
         height, width, in_channels = image_shape
         kernel = tuple(kernel_size or max(1, round(0.15 * s)) for s in (height, width))
-        self.blocks = nnx.List([
-            Block(
-                channels if i else in_channels, channels, kernel,
-                dtype=dtype, axis_name=axis_name, conv_general_dilated=conv_general_dilated, rngs=rngs,
-            )
-            for i in range(layers)
-        ])
-        self.head = nnx.Linear(
-            height * width * channels, classes, dtype=dtype,
-            kernel_init=_normal(0, 5e-4), bias_init=_normal(0, 5e-4), rngs=rngs,
+        self.blocks = nnx.List(
+            [
+                Block(
+                    channels if i else in_channels,
+                    channels,
+                    kernel,
+                    dtype=dtype,
+                    axis_name=axis_name,
+                    conv_general_dilated=conv_general_dilated,
+                    rngs=rngs,
+                )
+                for i in range(layers)
+            ]
         )
-        for block in self.blocks if implicit else ():  # last, so that the twin draws the same values
+        self.head = nnx.Linear(
+            height * width * channels,
+            classes,
+            dtype=dtype,
+            kernel_init=_normal(0, 5e-4),
+            bias_init=_normal(0, 5e-4),
+            rngs=rngs,
+        )
+        for block in (
+            self.blocks if implicit else ()
+        ):  # last, so that the twin draws the same values
             block.implicit = ImplicitBias(
                 coupling=Uniform((-3, -2)) if coupling is None else coupling,
                 channels=channels if per_channel else None,
-                lam=lam, p=p, train_lam=train_lam, train_p=train_p, constraint=constraint, lite=lite,
-                solver=solver, adjoint=adjoint, tol=tol, max_steps=max_steps,
+                lam=lam,
+                p=p,
+                train_lam=train_lam,
+                train_p=train_p,
+                constraint=constraint,
+                lite=lite,
+                solver=solver,
+                adjoint=adjoint,
+                tol=tol,
+                max_steps=max_steps,
                 rngs=rngs,
             )
 
@@ -121,11 +171,19 @@ class UCN(nnx.Module):
             x, layer_stats = block(x, return_stats=return_stats)
             stats.append(layer_stats)
         logits = self.head(x.reshape(len(x), -1))
-        return (logits, tuple(s for s in stats if s is not None)) if return_stats else logits
+        return (
+            (logits, tuple(s for s in stats if s is not None))
+            if return_stats
+            else logits
+        )
 
     def lams(self) -> tuple[Array, ...]:
         """The current lam of each implicit layer, in order; empty for the SM twin."""
-        return tuple(block.implicit.lam[...] for block in self.blocks if block.implicit is not None)
+        return tuple(
+            block.implicit.lam[...]
+            for block in self.blocks
+            if block.implicit is not None
+        )
 
 
 def transfer(sm: UCN, ibnn: UCN) -> None:
@@ -137,13 +195,18 @@ def transfer(sm: UCN, ibnn: UCN) -> None:
         ValueError: the two networks differ in layers, channels, kernel or classes.
     """
     if len(sm.blocks) != len(ibnn.blocks):
-        raise ValueError(f"transfer: the networks have {len(sm.blocks)} and {len(ibnn.blocks)} layers")
+        raise ValueError(
+            f"transfer: the networks have {len(sm.blocks)} and {len(ibnn.blocks)} layers"
+        )
     pairs = [(sm.head, ibnn.head)]
     for a, b in zip(sm.blocks, ibnn.blocks):
         pairs += [(a.conv, b.conv), (a.norm, b.norm)]
     for source, target in pairs:
         state = nnx.state(source)
-        shapes = [jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(m))) for m in (source, target)]
+        shapes = [
+            jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(m)))
+            for m in (source, target)
+        ]
         if shapes[0] != shapes[1]:
             raise ValueError(f"transfer: shapes differ, {shapes[0]} into {shapes[1]}")
         nnx.update(target, state)

@@ -28,13 +28,17 @@ class Operator(ABC):
 
     sigma: Sigma
     shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
-    weight: float | Array = 1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
+    weight: float | Array = (
+        1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
+    )
 
     @abstractmethod
     def _pair_sum(self, f: Pair, z, p, v):
         """`pair_sum` without its safeguard."""
 
-    def pair_sum(self, f: Pair, z: Float[Array, "G n"], p: Float[Array, "G 1"], v=None) -> Float[Array, "G n"]:
+    def pair_sum(
+        self, f: Pair, z: Float[Array, "G n"], p: Float[Array, "G 1"], v=None
+    ) -> Float[Array, "G n"]:
         """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
 
         The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute the n x n kernel once and keep it.
@@ -81,7 +85,9 @@ class Operator(ABC):
 
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
-        return 0.5 * self.pair_sum(lambda t, p: self.sigma.primitive(p * t) / p, z, p).sum(-1)
+        return 0.5 * self.pair_sum(
+            lambda t, p: self.sigma.primitive(p * t) / p, z, p
+        ).sum(-1)
 
     def bound(self, p: Array) -> Array:
         """The lam below which the solution is unique: 1 / (c p max_k sum w), c = 1 or 2 (see `uniqueness_bound`)."""
@@ -89,7 +95,9 @@ class Operator(ABC):
         return 1.0 / (factor * self.sigma.max_slope * p * self.row_sum)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "sigma"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "sigma"]
+)
 @dataclass(frozen=True)
 class UniformOperator(Operator):
     shape: tuple[int, ...]
@@ -98,7 +106,9 @@ class UniformOperator(Operator):
     psd = True
 
     def _pair_sum(self, f, z, p, v):
-        terms = f(z[:, None, :] - z[:, :, None], p[:, :, None])  # XLA fuses this into the reduction
+        terms = f(
+            z[:, None, :] - z[:, :, None], p[:, :, None]
+        )  # XLA fuses this into the reduction
         if v is not None:
             terms = terms * v[:, None, :]
         return terms.mean(-1)
@@ -111,7 +121,11 @@ class UniformOperator(Operator):
         return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "size", "sigma"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[],
+    meta_fields=["shape", "size", "sigma"],
+)
 @dataclass(frozen=True)
 class WindowOperator(Operator):
     shape: tuple[int, int]
@@ -146,19 +160,33 @@ class WindowOperator(Operator):
     def _kept(self, z, p):
         centre, slopes = z.reshape(-1, *self.shape), p[:, :, None] / prod(self.size)
         kernels = [
-            jnp.where(inside, self.sigma.derivative(p[:, :, None] * (neighbour - centre), slopes), 0)
+            jnp.where(
+                inside,
+                self.sigma.derivative(p[:, :, None] * (neighbour - centre), slopes),
+                0,
+            )
             for neighbour, inside in self._neighbours(z)
         ]
-        apply = lambda v: sum(kernel * neighbour for kernel, (neighbour, _) in zip(kernels, self._neighbours(v))).reshape(v.shape)
+        apply = lambda v: sum(
+            kernel * neighbour
+            for kernel, (neighbour, _) in zip(kernels, self._neighbours(v))
+        ).reshape(v.shape)
         return sum(kernels).reshape(z.shape), apply
 
     def average(self, v):
         total = sum(neighbour for neighbour, _ in self._neighbours(v))
-        count = sum(inside.astype(np.int32) for _, inside in self._neighbours(jnp.ones((1, v.shape[1]))))
+        count = sum(
+            inside.astype(np.int32)
+            for _, inside in self._neighbours(jnp.ones((1, v.shape[1])))
+        )
         return (total / count).reshape(v.shape).astype(v.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["shape", "sigma", "psd"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["w"],
+    meta_fields=["shape", "sigma", "psd"],
+)
 @dataclass(frozen=True)
 class DenseOperator(Operator):
     w: Float[Array, "n n"]
@@ -171,7 +199,9 @@ class DenseOperator(Operator):
         return self.w.sum(-1).max()
 
     def _pair_sum(self, f, z, p, v):
-        terms = self.w.astype(z.dtype)[None] * f(z[:, None, :] - z[:, :, None], p[:, :, None])
+        terms = self.w.astype(z.dtype)[None] * f(
+            z[:, None, :] - z[:, :, None], p[:, :, None]
+        )
         if v is not None:
             terms = terms * v[:, None, :]
         return terms.sum(-1)
@@ -186,7 +216,11 @@ class DenseOperator(Operator):
         return jnp.where(total > 0, v @ w.T / jnp.where(total > 0, total, 1), v)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["shape", "sigma"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weight"],
+    meta_fields=["shape", "sigma"],
+)
 @dataclass(frozen=True)
 class PointsOperator(Operator):
     """A few points of mass weight_k that stand for many neurons: w_ik = weight_k, symmetric in the inner product by it."""
@@ -198,7 +232,9 @@ class PointsOperator(Operator):
     psd = True
 
     def pair_sum(self, f, z, p, v=None):
-        return self._pair_sum(f, z, p, v)  # few enough to keep what does not change, here and in `linearised`
+        return self._pair_sum(
+            f, z, p, v
+        )  # few enough to keep what does not change, here and in `linearised`
 
     def _pair_sum(self, f, z, p, v):
         mass = self.weight if v is None else self.weight * v
@@ -216,12 +252,18 @@ class PointsOperator(Operator):
         return apply(jnp.ones_like(z)), apply
 
 
-def _slopes(sigma: Sigma, z: Float[Array, "G n"], p: Float[Array, "G 1"]) -> Float[Array, "G n n"]:
+def _slopes(
+    sigma: Sigma, z: Float[Array, "G n"], p: Float[Array, "G 1"]
+) -> Float[Array, "G n n"]:
     """p sigma'(p (z_k - z_i))."""
-    return sigma.derivative(p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None])
+    return sigma.derivative(
+        p[:, :, None] * (z[:, None, :] - z[:, :, None]), p[:, :, None]
+    )
 
 
-def _apply(matrix: Float[Array, "G i k"], v: Float[Array, "G k"]) -> Float[Array, "G i"]:
+def _apply(
+    matrix: Float[Array, "G i k"], v: Float[Array, "G k"]
+) -> Float[Array, "G i"]:
     """matrix v in every group: on CPUs a product, which is faster by a quarter; `ibnn_jax.kernels` know sums only."""
     if jax.default_backend() == "gpu":
         return (matrix * v[:, None, :]).sum(-1)

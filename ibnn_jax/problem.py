@@ -25,7 +25,11 @@ class Span(NamedTuple):
     radius: Float[Array, "G 1"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["y", "lam", "p", "op"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["y", "lam", "p", "op"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class Problem:
     """z = y - lam B(z; p) for G independent groups of n neurons."""
@@ -51,18 +55,27 @@ class Problem:
 
     def energy(self, z) -> Float[Array, "G"]:
         """E(z) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i), [G] (Eq. 5)."""
-        return 0.5 * ((z - self.y) ** 2).sum(-1) - self.lam[:, 0] * self.op.potential(z, self.p)
+        return 0.5 * ((z - self.y) ** 2).sum(-1) - self.lam[:, 0] * self.op.potential(
+            z, self.p
+        )
 
     def sanitised(self) -> tuple["Problem", Bool[Array, "G"]]:
         """(this problem with groups that hold NaN or infinity replaced by y = 0, lam = 0, p = 1; which groups do not)."""
         parts = (self.y, self.lam, self.p)
-        valid = jnp.isfinite(sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p)))[:, 0]
+        valid = jnp.isfinite(sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p)))[
+            :, 0
+        ]
         return Problem(*replace_where(~valid, (0, 0, 1), *parts), self.op), valid
 
     def span(self) -> Span:
         """The range of y."""
-        bottom, top = (jax.lax.stop_gradient(end) for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)))
-        centre = 0.5 * bottom + 0.5 * top  # in halves, whose sum is finite, and rounded: it may lie nearer to one end
+        bottom, top = (
+            jax.lax.stop_gradient(end)
+            for end in (self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True))
+        )
+        centre = (
+            0.5 * bottom + 0.5 * top
+        )  # in halves, whose sum is finite, and rounded: it may lie nearer to one end
         return Span(centre, jnp.maximum(top - centre, centre - bottom))
 
     def centred(self) -> tuple["Problem", Float[Array, "G 1"]]:
@@ -90,7 +103,9 @@ def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."])
     """
 
     def replaced(*arrays):
-        return tuple(jnp.where(mask[:, None], fill, x) for fill, x in zip(fills, arrays))
+        return tuple(
+            jnp.where(mask[:, None], fill, x) for fill, x in zip(fills, arrays)
+        )
 
     if jax.default_backend() != "cpu":
         return replaced(*arrays)
@@ -112,22 +127,33 @@ def in_blocks(f: Callable, *, pairs: bool = False) -> Callable:
         count, size = _blocks(groups, most)
 
         def split(x):  # the last block is filled up with copies of the last group
-            filled = jnp.pad(x, ((0, count * size - groups), *[(0, 0)] * (x.ndim - 1)), mode="edge")
+            filled = jnp.pad(
+                x, ((0, count * size - groups), *[(0, 0)] * (x.ndim - 1)), mode="edge"
+            )
             return filled.reshape(count, size, *x.shape[1:])
 
         blocks = jax.tree.map(split, (problem.y, problem.lam, problem.p, rest))
 
         def cut(k):
-            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), blocks)
+            return jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), blocks
+            )
 
         # A branch always taken, so that a block has arrays of its own: XLA would otherwise cut it out anew in every operation
         # that reads it, which does not vectorise.
         def treat(k):
-            y, lam, p, rest = jax.lax.cond(k < count, cut, lambda _: jax.tree.map(jnp.zeros_like, jax.eval_shape(cut, k)), k)
+            y, lam, p, rest = jax.lax.cond(
+                k < count,
+                cut,
+                lambda _: jax.tree.map(jnp.zeros_like, jax.eval_shape(cut, k)),
+                k,
+            )
             return f(Problem(y, lam, p, problem.op), *rest)
 
         out = jax.lax.map(treat, jnp.arange(count))
-        return jax.tree.map(lambda x: x.reshape(count * size, *x.shape[2:])[:groups], out)
+        return jax.tree.map(
+            lambda x: x.reshape(count * size, *x.shape[2:])[:groups], out
+        )
 
     return call
 
@@ -201,14 +227,20 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[Problem, Layout]:
             broadcast against y, varies along a coupled axis, or (when its value is known) p <= 0.
     """
     if not isinstance(coupling, Coupling):
-        raise ValueError(f"coupling must be ibnn_jax.Uniform, Window or Dense; got {type(coupling).__name__}")
+        raise ValueError(
+            f"coupling must be ibnn_jax.Uniform, Window or Dense; got {type(coupling).__name__}"
+        )
     y = jnp.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise ValueError(f"y must have a floating dtype; got {y.dtype}. Convert it, e.g. y.astype(jnp.float32)")
+        raise ValueError(
+            f"y must have a floating dtype; got {y.dtype}. Convert it, e.g. y.astype(jnp.float32)"
+        )
     axes = coupling.coupled_axes(y.ndim)
     event = tuple(y.shape[a] for a in axes)
     if y.size == 0:
-        raise ValueError(f"y of shape {y.shape} is empty: every coupled group needs at least one neuron, and y one group")
+        raise ValueError(
+            f"y of shape {y.shape} is empty: every coupled group needs at least one neuron, and y one group"
+        )
     batch = tuple(s for a, s in enumerate(y.shape) if a not in axes)
     layout = Layout(batch, event, axes)
     op = coupling.bind(event)
@@ -217,7 +249,10 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[Problem, Layout]:
 
     def spread(name, value):
         value = jnp.asarray(value)
-        if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        if not (
+            jnp.issubdtype(value.dtype, jnp.floating)
+            or jnp.issubdtype(value.dtype, jnp.integer)
+        ):
             raise ValueError(f"{name} must be real; got dtype {value.dtype}")
         try:
             value = jnp.broadcast_to(value.astype(dtype), per_group)
@@ -229,6 +264,8 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[Problem, Layout]:
         return value.reshape(-1, 1)
 
     if not isinstance(p, jax.core.Tracer) and (np.asarray(p) <= 0).any():
-        raise ValueError(f"p must be positive (it is the slope of sigma at the origin); got {p}")
+        raise ValueError(
+            f"p must be positive (it is the slope of sigma at the origin); got {p}"
+        )
     lam, p = spread("lam", lam), spread("p", p)
     return Problem(layout.to_groups(y.astype(dtype)), lam, p, op), layout

@@ -37,7 +37,11 @@ class Sigma:
         if self.slope is _sech2 and scale is not None:
             # Over pairs of neurons t is n x n, and XLA may fill an array of that size with a literal 1, ahead of every loop.
             return scale - scale * jnp.tanh(t) ** 2
-        slope = jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1] if self.slope is None else self.slope(t)
+        slope = (
+            jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
+            if self.slope is None
+            else self.slope(t)
+        )
         return slope if scale is None else scale * slope
 
     def differentiated(self, order: int) -> Callable[[Array], Array]:

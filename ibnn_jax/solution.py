@@ -13,7 +13,9 @@ class Result(IntEnum):
     CONVERGED = 0  # and lam is below the uniqueness bound: this is *the* solution
     CONVERGED_NOT_UNIQUE = 1  # past the bound: the solution reached by descent from z = y; others may exist
     MAX_STEPS = 2  # the tolerance was not met within max_steps
-    NONFINITE = 3  # y, lam or p, or an iterate, was NaN or infinite; the value is NaN there
+    NONFINITE = (
+        3  # y, lam or p, or an iterate, was NaN or infinite; the value is NaN there
+    )
 
 
 class Stats(NamedTuple):

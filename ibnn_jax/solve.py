@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.adjoint import Adjoint, Implicit, Phantom, Unrolled, adjoint_tol, solve_adjoint_groups
+from ibnn_jax.adjoint import (
+    Adjoint,
+    Implicit,
+    Phantom,
+    Unrolled,
+    adjoint_tol,
+    solve_adjoint_groups,
+)
 from ibnn_jax.couplings import Coupling
 from ibnn_jax.iterate import Solver, iterate
 from ibnn_jax.linear import conjugate_gradient
@@ -89,20 +96,28 @@ def implicit_bias(
     """
     adjoint = Implicit() if adjoint is None else adjoint
     if not isinstance(adjoint, Adjoint):
-        raise ValueError(f"adjoint must be Implicit(), Unrolled() or Phantom(k); got {adjoint!r}")
+        raise ValueError(
+            f"adjoint must be Implicit(), Unrolled() or Phantom(k); got {adjoint!r}"
+        )
     problem, layout = bind(y, lam, p, coupling)
-    exact = isinstance(adjoint, Unrolled) or (isinstance(adjoint, Implicit) and adjoint.any_order)
+    exact = isinstance(adjoint, Unrolled) or (
+        isinstance(adjoint, Implicit) and adjoint.any_order
+    )
     if exact and solver == "auto":
         solver = Newton()
     options = _options(problem, solver, tol, max_steps)
     if exact and isinstance(options[0], MeanField):
-        raise ValueError(f"{adjoint} differentiates the exact equation; MeanField does not step on it. Use solver=Newton()")
+        raise ValueError(
+            f"{adjoint} differentiates the exact equation; MeanField does not step on it. Use solver=Newton()"
+        )
     z, stats = _differentiable(options, adjoint, problem)
     solution = _restore(Solution(z, stats.steps, stats), layout, jnp.asarray(y).dtype)
     return (solution.value, solution.stats) if has_stats else solution.value
 
 
-def solve_adjoint(z, v, lam, p, coupling: Coupling, *, tol: float | None = None, max_steps: int = 500) -> Solution:
+def solve_adjoint(
+    z, v, lam, p, coupling: Coupling, *, tol: float | None = None, max_steps: int = 500
+) -> Solution:
     """u with (I + lam DB(z)) u = v, the adjoint system at a solution z (paper Eq. 28), on the exact operator.
 
     Args:
@@ -116,7 +131,9 @@ def solve_adjoint(z, v, lam, p, coupling: Coupling, *, tol: float | None = None,
         ValueError: as `solve`; shapes of z and v differ.
     """
     if jnp.shape(z) != jnp.shape(v):
-        raise ValueError(f"z and v must have one shape; got {jnp.shape(z)} and {jnp.shape(v)}")
+        raise ValueError(
+            f"z and v must have one shape; got {jnp.shape(z)} and {jnp.shape(v)}"
+        )
     problem, layout = bind(z, lam, p, coupling)
     cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
     found = _adjoint_solved(Implicit(tol, max_steps), problem, cotangent)
@@ -130,9 +147,13 @@ def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
         ValueError: as `solve`; shapes of z and y differ.
     """
     if jnp.shape(z) != jnp.shape(y):
-        raise ValueError(f"z and y must have one shape; got {jnp.shape(z)} and {jnp.shape(y)}")
+        raise ValueError(
+            f"z and y must have one shape; got {jnp.shape(z)} and {jnp.shape(y)}"
+        )
     problem, layout = bind(y, lam, p, coupling)
-    return layout.per_group(problem.energy(layout.to_groups(jnp.asarray(z, problem.y.dtype))))
+    return layout.per_group(
+        problem.energy(layout.to_groups(jnp.asarray(z, problem.y.dtype)))
+    )
 
 
 def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
@@ -142,7 +163,11 @@ def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     if not has_stats:
         return layout.from_groups(z).astype(jnp.asarray(y).dtype)
     residual = jnp.abs(jax.lax.stop_gradient(problem.residual(z))).max(-1)
-    stats = Stats(jnp.ones(len(z), jnp.int32), residual, residual <= problem.tolerance(default_tol(z.dtype)))
+    stats = Stats(
+        jnp.ones(len(z), jnp.int32),
+        residual,
+        residual <= problem.tolerance(default_tol(z.dtype)),
+    )
     solution = _restore(Solution(z, stats.steps, stats), layout, jnp.asarray(y).dtype)
     return solution.value, solution.stats
 
@@ -158,13 +183,19 @@ def _options(problem: Problem, solver, tol, max_steps):
             "GradientDescent(), Broyden() or MeanField()"
         )
     if isinstance(solver, MeanField) and not MeanField.fits(problem.op):
-        raise ValueError("MeanField solves Uniform couplings with a smooth sigma only; use solver=Newton()")
+        raise ValueError(
+            "MeanField solves Uniform couplings with a smooth sigma only; use solver=Newton()"
+        )
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be positive; got {tol}")
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps must be at least 1; got {max_steps}")
     if tol is None:
-        tol = solver.default_tol if isinstance(solver, MeanField) else default_tol(problem.y.dtype)
+        tol = (
+            solver.default_tol
+            if isinstance(solver, MeanField)
+            else default_tol(problem.y.dtype)
+        )
     return solver, tol, max_steps or MAX_STEPS
 
 
@@ -180,10 +211,15 @@ def _solved(options, trace, problem):
 
 
 def _no_derivative(*_):
-    raise TypeError("ibnn_jax.solve is not differentiable; use ibnn_jax.implicit_bias, which returns the same z")
+    raise TypeError(
+        "ibnn_jax.solve is not differentiable; use ibnn_jax.implicit_bias, which returns the same z"
+    )
 
 
-_solved.defvjp(lambda options, trace, problem: (_solved(options, trace, problem), None), _no_derivative)
+_solved.defvjp(
+    lambda options, trace, problem: (_solved(options, trace, problem), None),
+    _no_derivative,
+)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -192,14 +228,22 @@ def _differentiable(options, adjoint, problem):
     with jax.default_matmul_precision("highest"):
         if isinstance(adjoint, Unrolled):
             length = options[2] if adjoint.max_steps is None else adjoint.max_steps
-            z, _, stats = iterate(options[0], problem, tol=options[1], max_steps=length, unrolled=True)
+            z, _, stats = iterate(
+                options[0], problem, tol=options[1], max_steps=length, unrolled=True
+            )
             return z, stats
         if isinstance(adjoint, Phantom):
-            z, _, stats = jax.lax.stop_gradient(_forward(options, jax.lax.stop_gradient(problem), False)[0])
+            z, _, stats = jax.lax.stop_gradient(
+                _forward(options, jax.lax.stop_gradient(problem), False)[0]
+            )
             for _ in range(adjoint.k):
                 z = z + adjoint.damping * problem.residual(z)
             return z, stats
-        return _any_order(options, adjoint, problem) if adjoint.any_order else _implicit(options, adjoint, problem)
+        return (
+            _any_order(options, adjoint, problem)
+            if adjoint.any_order
+            else _implicit(options, adjoint, problem)
+        )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -213,9 +257,15 @@ def _forward(options, problem, trace):
     solver, tol, max_steps = options
     if isinstance(solver, MeanField):
         if trace:
-            raise ValueError("trace shows the steps of an exact solver; MeanField has none on y. Use solver=Newton()")
-        return merge_vmap(in_blocks(lambda problem: solver.solve(problem, tol, max_steps)))(problem)
-    found = lambda problem: iterate(solver, problem, tol=tol, max_steps=max_steps, trace=trace)
+            raise ValueError(
+                "trace shows the steps of an exact solver; MeanField has none on y. Use solver=Newton()"
+            )
+        return merge_vmap(
+            in_blocks(lambda problem: solver.solve(problem, tol, max_steps))
+        )(problem)
+    found = lambda problem: iterate(
+        solver, problem, tol=tol, max_steps=max_steps, trace=trace
+    )
     return merge_vmap(in_blocks(found, pairs=True))(problem), None
 
 
@@ -234,9 +284,16 @@ def _implicit_bwd(options, adjoint, saved, cotangents):
     problem, z, kept = saved
     v = cotangents[0]
     if kept is not None:
-        pullback = merge_vmap(in_blocks(lambda problem, kept, v: options[0].pullback(problem, kept, v, adjoint)))
+        pullback = merge_vmap(
+            in_blocks(
+                lambda problem, kept, v: options[0].pullback(problem, kept, v, adjoint)
+            )
+        )
         return (pullback(problem, kept, v),)
-    pullback = in_blocks(lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value, pairs=True)
+    pullback = in_blocks(
+        lambda problem, z, v: solve_adjoint_groups(problem, z, v, adjoint).value,
+        pairs=True,
+    )
     u = merge_vmap(pullback)(problem, z, v)
     return jax.vjp(jax.checkpoint(lambda problem: problem.residual(z)), problem)[1](u)
 
@@ -250,19 +307,30 @@ def _any_order(options, adjoint, problem):
     def solve_root(_, start):
         solution, _ = _forward(options, jax.lax.stop_gradient(problem), False)
         # custom_root wants tangents of one dtype with its auxiliary output, which integers lack.
-        return solution.value, jax.tree.map(lambda a: a.astype(start.dtype), solution.stats)
+        return solution.value, jax.tree.map(
+            lambda a: a.astype(start.dtype), solution.stats
+        )
 
     def solve_linear(hessian, v):
         def cg(matvec, b):
             tol = adjoint_tol(adjoint, b.dtype) * jnp.abs(b).max(-1)
             return conjugate_gradient(
-                matvec, b, jnp.ones_like(b), tol=tol, max_steps=adjoint.max_steps, active=jnp.isfinite(tol)
+                matvec,
+                b,
+                jnp.ones_like(b),
+                tol=tol,
+                max_steps=adjoint.max_steps,
+                active=jnp.isfinite(tol),
             ).x
 
         return jax.lax.custom_linear_solve(hessian, v, cg, symmetric=True)
 
     z, (steps, residual, converged, _) = jax.lax.custom_root(
-        lambda z: -problem.residual(z), jax.lax.stop_gradient(problem.y), solve_root, solve_linear, has_aux=True
+        lambda z: -problem.residual(z),
+        jax.lax.stop_gradient(problem.y),
+        solve_root,
+        solve_linear,
+        has_aux=True,
     )
     steps, converged = jax.lax.stop_gradient((steps.astype(jnp.int32), converged > 0))
     return z, Stats(steps, jax.lax.stop_gradient(residual), converged)
@@ -270,4 +338,8 @@ def _any_order(options, adjoint, problem):
 
 def _restore(solution: Solution, layout, dtype) -> Solution:
     value = layout.from_groups(solution.value).astype(dtype)
-    return Solution(value, layout.per_group(solution.result), jax.tree.map(layout.per_group, solution.stats))
+    return Solution(
+        value,
+        layout.per_group(solution.result),
+        jax.tree.map(layout.per_group, solution.stats),
+    )

@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 # The tests are many small programs: compiling them takes far longer than running them. Read when jax starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import numpy as np
@@ -48,12 +51,20 @@ class Golden:
         with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as data:
             arrays = {k: data[k] for k in data.files}
         self.name, self.coupling = name, GOLDEN[name]
-        self.z, self.dL_dy, self.dL_dlam, self.dL_dp = (arrays[k] for k in ("z", "dL_dy", "dL_dlam", "dL_dp"))
+        self.z, self.dL_dy, self.dL_dlam, self.dL_dp = (
+            arrays[k] for k in ("z", "dL_dy", "dL_dlam", "dL_dp")
+        )
         self.grid = self.z.shape[:3]
-        self.y, self.v = (np.broadcast_to(arrays[k][:, None, None], self.z.shape) for k in ("y", "v"))
+        self.y, self.v = (
+            np.broadcast_to(arrays[k][:, None, None], self.z.shape) for k in ("y", "v")
+        )
         ones = (1,) * (self.z.ndim - 3)
-        self.lam = np.broadcast_to(arrays["lam"].reshape(1, -1, 1, *ones), (*self.grid, *ones))
-        self.p = np.broadcast_to(arrays["p"].reshape(1, 1, -1, *ones), (*self.grid, *ones))
+        self.lam = np.broadcast_to(
+            arrays["lam"].reshape(1, -1, 1, *ones), (*self.grid, *ones)
+        )
+        self.p = np.broadcast_to(
+            arrays["p"].reshape(1, 1, -1, *ones), (*self.grid, *ones)
+        )
 
 
 @pytest.fixture(scope="session", params=list(GOLDEN))

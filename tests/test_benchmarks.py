@@ -12,7 +12,11 @@ from benchmarks.__main__ import NAMES, main
 def test_a_benchmark_runs_and_leaves_its_files(name, tmp_path, capsys):
     main([name, "--tiny", "--out", str(tmp_path)])
     document = json.loads((tmp_path / f"{name}.json").read_text())
-    assert document["size"] == "tiny" and document["versions"]["jax"] and document["device"]
+    assert (
+        document["size"] == "tiny"
+        and document["versions"]["jax"]
+        and document["device"]
+    )
     with (tmp_path / f"{name}.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(document["rows"]) > 0

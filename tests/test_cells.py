@@ -10,7 +10,9 @@ CUBIC = np.polynomial.Polynomial([0.3, -1.0, 0.7, 0.4])
 QUINTIC = np.polynomial.Polynomial([0.2, 0.5, -0.3, 0.1, 0.6, -0.4])
 
 
-@pytest.fixture(params=[50, 500], ids="{} points".format)  # few share one sum per cell, many take turns at four
+@pytest.fixture(
+    params=[50, 500], ids="{} points".format
+)  # few share one sum per cell, many take turns at four
 def x(request):
     """Two groups, with ties and empty cells."""
     x = np.random.default_rng(0).normal(size=(2, request.param))
@@ -34,7 +36,9 @@ def quadrature(x, cells):
 def test_the_quadrature_is_exact_for_cubics(x, cells):
     rule = quadrature(x, cells)
     assert (rule.weights >= 0).all()
-    np.testing.assert_allclose((rule.weights * CUBIC(rule.points)).sum(-1), CUBIC(x).mean(-1), rtol=1e-12)
+    np.testing.assert_allclose(
+        (rule.weights * CUBIC(rule.points)).sum(-1), CUBIC(x).mean(-1), rtol=1e-12
+    )
 
 
 def test_the_defect_is_what_a_quartic_costs(cells):
@@ -56,7 +60,9 @@ def test_the_defect_is_three_fifths_of_that_where_the_bound_is_met(cells):
     """Neurons as far from the left end of their cell as others from the right: Cauchy and Schwarz with equality."""
     x = cells.nodes[:, 2:3] + cells.step * jnp.array([[0.2, 0.8] * 20])
     rule = quadrature(x, cells)
-    np.testing.assert_allclose(rule.defect.sum(-1), 0.6 * quartic_cost(x, rule), rtol=1e-9)
+    np.testing.assert_allclose(
+        rule.defect.sum(-1), 0.6 * quartic_cost(x, rule), rtol=1e-9
+    )
 
 
 def test_neurons_on_a_point_have_no_defect(cells):
@@ -66,13 +72,17 @@ def test_neurons_on_a_point_have_no_defect(cells):
 
 def test_weights_of_neurons_next_to_an_end_add_up():
     """In float32 the place and the weight of an inner point there are differences of numbers that are all but equal."""
-    x = jnp.linspace(1e-5, 3e-3, 400, dtype=jnp.float32)[:, None]  # how far from an end, in cells
+    x = jnp.linspace(1e-5, 3e-3, 400, dtype=jnp.float32)[
+        :, None
+    ]  # how far from an end, in cells
     cells = Cells.spanning(jnp.full((400, 1), 2, jnp.float32), 4)
     for end in (x - 2, 2 - x):
         rule = quadrature(end, cells)
         assert (rule.weights >= 0).all()
         np.testing.assert_allclose(rule.weights.sum(-1), 1, rtol=1e-6)
-        np.testing.assert_allclose((rule.weights * rule.points).sum(-1), end[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(
+            (rule.weights * rule.points).sum(-1), end[:, 0], rtol=1e-6
+        )
 
 
 def test_spreading_is_exact_for_cubics(x, cells):
@@ -84,12 +94,19 @@ def test_spreading_is_exact_for_cubics(x, cells):
 
 @pytest.mark.parametrize("slope", [False, True])
 def test_interpolation_is_exact_for_quintics(x, cells, slope):
-    data = (jnp.asarray(f(np.asarray(cells.nodes))) for f in (QUINTIC, QUINTIC.deriv(), QUINTIC.deriv(2)))
+    data = (
+        jnp.asarray(f(np.asarray(cells.nodes)))
+        for f in (QUINTIC, QUINTIC.deriv(), QUINTIC.deriv(2))
+    )
     found = cells.locate(jnp.asarray(x)).interpolate(*data, slope=slope)
-    np.testing.assert_allclose(found, (QUINTIC.deriv() if slope else QUINTIC)(x), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        found, (QUINTIC.deriv() if slope else QUINTIC)(x), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_moments_are_the_same_on_accelerators(x, cells):
     place = cells.locate(jnp.asarray(x))
-    for scattered, compared in zip(place._scattered(0.5), place._compared(0.5), strict=True):
+    for scattered, compared in zip(
+        place._scattered(0.5), place._compared(0.5), strict=True
+    ):
         np.testing.assert_allclose(compared, scattered, rtol=1e-12, atol=1e-14)

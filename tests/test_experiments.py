@@ -20,13 +20,31 @@ NETWORKS = ("pgd", "pixle", "transfer", "theory")
 def tiny(tmp_path_factory):
     """Options that train networks of 8 x 8 digits in no time, all experiments into one folder."""
     out = tmp_path_factory.mktemp("experiments")
-    return options.Options(dataset="digits", seeds=2, epochs=1, train_fraction=0.1, images=6, fixed_lams=(-0.1,), quick=True, out=str(out))
+    return options.Options(
+        dataset="digits",
+        seeds=2,
+        epochs=1,
+        train_fraction=0.1,
+        images=6,
+        fixed_lams=(-0.1,),
+        quick=True,
+        out=str(out),
+    )
 
 
 def few(name, points):
     """As many points as the verdict needs, and no more."""
     if name == "multistability":
-        return [p for p in points if p["lam"] in (0.02, 0.4, *importlib.import_module("train.experiments.multistability").PATH)]
+        return [
+            p
+            for p in points
+            if p["lam"]
+            in (
+                0.02,
+                0.4,
+                *importlib.import_module("train.experiments.multistability").PATH,
+            )
+        ]
     if name in ("boundary2d", "transfer"):
         return points[:2]
     if name in ("less_data", "expressivity", "pgd", "pixle", "theory"):
@@ -57,7 +75,9 @@ def test_end_to_end(name, folders, tiny, capsys):
     rows = results.read(folder / "results.csv")
     seeds = {row["seed"] for row in rows if math.isfinite(row["seed"])}
     assert seeds == {0, 1}
-    assert {"figure.png", "figure.pdf", "verdict.txt", "about.json"} <= {f.name for f in folder.iterdir()}
+    assert {"figure.png", "figure.pdf", "verdict.txt", "about.json"} <= {
+        f.name for f in folder.iterdir()
+    }
     assert (folder / "figure.png").stat().st_size > 5000
     verdict = (folder / "verdict.txt").read_text()
     assert "Paper:" in verdict and "nan" not in verdict
@@ -76,15 +96,22 @@ def test_attacks_say_of_which_epoch_the_networks_are(name, folders, tiny):
     rows = results.read(folder / "results.csv")
     for variant in ("sm", "trained"):
         lowest = study.history(variant)[0]["test_loss"].argmin(1) + 1
-        assert {(row["seed"], row["epoch"]) for row in results.pick(rows, variant=variant)} == set(enumerate(lowest))
-    assert "of epochs SM 1, 1; IBNN, lam trained in bounds 1, 1." in (folder / "verdict.txt").read_text()
+        assert {
+            (row["seed"], row["epoch"]) for row in results.pick(rows, variant=variant)
+        } == set(enumerate(lowest))
+    assert (
+        "of epochs SM 1, 1; IBNN, lam trained in bounds 1, 1."
+        in (folder / "verdict.txt").read_text()
+    )
 
 
 def test_figures_need_no_jax(folders):
     """Nothing but the rows is read, so that figures can be drawn anywhere."""
     paths = [str(folders(name)) for name in options.NAMES]
     code = "import sys; sys.modules['jax'] = sys.modules['flax'] = None; from train.experiments import show; show.main(sys.argv[1:])"
-    run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Paper:") == len(options.NAMES)
 
@@ -96,7 +123,9 @@ def test_networks_are_shared(folders, tiny):
     study = Study(tiny)
     plain = {v: study.config(v).out for v in study.all_variants()}
     assert len(set(plain.values())) == 4
-    assert study.config("sm", train_fraction=tiny.train_fraction * 1.0).out == plain["sm"]
+    assert (
+        study.config("sm", train_fraction=tiny.train_fraction * 1.0).out == plain["sm"]
+    )
 
 
 @pytest.mark.parametrize("stop", ("error", "signal"))
@@ -105,7 +134,10 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
 
     from train.experiments import multistability
 
-    chosen = [{"part": "starts", "coupling": "uniform", "lam": lam} for lam in (0.02, 0.2, 0.4)]
+    chosen = [
+        {"part": "starts", "coupling": "uniform", "lam": lam}
+        for lam in (0.02, 0.2, 0.4)
+    ]
     measured, measure, caught = [], multistability.measure, []
 
     def measure_some(study, point):
@@ -120,7 +152,9 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
         patch.setattr(multistability, "points", lambda study: chosen)
         patch.setattr(multistability, "verdict", lambda rows: "")
         patch.setattr(multistability, "draw", lambda figure, rows: None)
-        whole = main.run("multistability", dataclasses.replace(tiny, out=str(tmp_path / "whole")))
+        whole = main.run(
+            "multistability", dataclasses.replace(tiny, out=str(tmp_path / "whole"))
+        )
         patch.setattr(multistability, "measure", measure_some)
         broken = dataclasses.replace(tiny, out=str(tmp_path / "broken"))
         with pytest.raises(RuntimeError if stop == "error" else training.Stopped):
@@ -128,7 +162,9 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
         assert len(results.read(broken.folder("multistability") / "results.csv")) == 4
         patch.setattr(multistability, "measure", measure)
         resumed = main.run("multistability", broken)
-    assert (resumed / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    assert (resumed / "results.csv").read_bytes() == (
+        whole / "results.csv"
+    ).read_bytes()
 
 
 def test_a_training_that_diverges_is_a_result(tiny, tmp_path, monkeypatch):
@@ -142,8 +178,13 @@ def test_a_training_that_diverges_is_a_result(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train", diverge)
     rows = Study(dataclasses.replace(tiny, out=str(tmp_path))).outcomes("free")
-    assert [row["finite"] for row in rows] == [0, 0] and all(math.isnan(row["best"]) for row in rows)
-    good = [{"variant": "sm", "fraction": 1.0, "seed": s, "best": 0.8, "finite": 1} for s in (0, 1)]
+    assert [row["finite"] for row in rows] == [0, 0] and all(
+        math.isnan(row["best"]) for row in rows
+    )
+    good = [
+        {"variant": "sm", "fraction": 1.0, "seed": s, "best": 0.8, "finite": 1}
+        for s in (0, 1)
+    ]
     bad = [{"variant": "free", "fraction": 1.0} | row for row in rows]
     assert "did not stay finite" in less_data.verdict(good + bad)
 
@@ -156,7 +197,9 @@ def test_ensemble_is_the_trained_networks(folders, tiny):
     for variant in ("sm", "trained"):
         history, _ = study.history(variant)
         at_best = history["test_accuracy"][np.arange(2), history["test_loss"].argmin(1)]
-        correct = study.ensemble(variant).each(_correct, data.test_images, data.test_labels)
+        correct = study.ensemble(variant).each(
+            _correct, data.test_images, data.test_labels
+        )
         np.testing.assert_allclose(np.asarray(correct).mean(1), at_best, atol=1e-6)
 
 
@@ -166,13 +209,22 @@ def _correct(model, seed, images, labels):
 
 def test_results_hold_whole_points(tmp_path):
     table = results.Results(tmp_path)
-    table.add({"variant": "sm", "eps": 0.1}, [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": math.nan}])
+    table.add(
+        {"variant": "sm", "eps": 0.1},
+        [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": math.nan}],
+    )
     table.add({"variant": "sm", "eps": 0.2}, [{"seed": 0, "other": 3}])
     again = results.Results(tmp_path)
-    assert again.has({"variant": "sm", "eps": 0.1}) and not again.has({"variant": "sm", "eps": 0.3})
+    assert again.has({"variant": "sm", "eps": 0.1}) and not again.has(
+        {"variant": "sm", "eps": 0.3}
+    )
     rows = again.rows()
     assert len(rows) == len(table.rows()) == 3
-    assert [row["seed"] for row in rows] == [0, 1, 0] and rows[2]["other"] == 3 and math.isnan(rows[2]["accuracy"])
+    assert (
+        [row["seed"] for row in rows] == [0, 1, 0]
+        and rows[2]["other"] == 3
+        and math.isnan(rows[2]["accuracy"])
+    )
 
 
 def test_crossing_and_curve():
@@ -182,16 +234,24 @@ def test_crossing_and_curve():
     assert results.crossing(x, y, 0.95) is None
     rows = [{"x": 1.0, "y": v} for v in (1.0, 2.0, 3.0)] + [{"x": 0.0, "y": math.nan}]
     xs, middle, low, high = results.curve(rows, "x", "y", coverage=1)
-    assert list(xs) == [0, 1] and middle[1] == 2 and (low[1], high[1]) == (1, 3) and math.isnan(middle[0])
+    assert (
+        list(xs) == [0, 1]
+        and middle[1] == 2
+        and (low[1], high[1]) == (1, 3)
+        and math.isnan(middle[0])
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["nothing"], "invalid choice"),
-    (["pgd", "--images", "0"], "images must be at least 1"),
-    (["pgd", "--fixed-lams", "0.1"], "fixed_lams must be negative"),
-    (["pgd", "--seeds", "0"], "seeds must be at least 1"),
-    (["pgd", "--dataset", "mnist"], "dataset must be one of"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nothing"], "invalid choice"),
+        (["pgd", "--images", "0"], "images must be at least 1"),
+        (["pgd", "--fixed-lams", "0.1"], "fixed_lams must be negative"),
+        (["pgd", "--seeds", "0"], "seeds must be at least 1"),
+        (["pgd", "--dataset", "mnist"], "dataset must be one of"),
+    ],
+)
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse(arguments)
@@ -204,7 +264,11 @@ def test_numbers_choose_the_folder():
     other = options.Options(epochs=3)
     assert base.folder("pgd") == same.folder("pgd") != other.folder("pgd")
     names, chosen = options.parse(["all", "--quick", "--seeds", "1"])
-    assert names == options.NAMES and chosen.seeds == 1 and chosen.epochs == options.QUICK["epochs"]
+    assert (
+        names == options.NAMES
+        and chosen.seeds == 1
+        and chosen.epochs == options.QUICK["epochs"]
+    )
 
 
 def test_show_needs_results(tmp_path):

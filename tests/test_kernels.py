@@ -24,7 +24,13 @@ def fresh():
 
 def both(y, lam, v, cells=None):
     """z, and the gradients in y and lam."""
-    z, back = jax.vjp(lambda y, lam: ib.implicit_bias(y, lam, 10.0, COUPLING, solver=ib.MeanField(cells=cells)), y, lam)
+    z, back = jax.vjp(
+        lambda y, lam: ib.implicit_bias(
+            y, lam, 10.0, COUPLING, solver=ib.MeanField(cells=cells)
+        ),
+        y,
+        lam,
+    )
     return z, *back(v)
 
 
@@ -45,14 +51,21 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
 
     monkeypatch.setattr(meanfield, "per_group", interpreted)
     for found, expected in zip(both(*arguments(), cells=(15, 63)), loops):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)  # both stop at the tolerance
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-3, atol=1e-4
+        )  # both stop at the tolerance
     assert set(lengths) >= {32, 128}
 
 
 @pytest.mark.parametrize("cells, attempts", [(None, 1), ((15, 63), 2)], ids=str)
 def test_on_cuda_both_solvers_are_kernels(monkeypatch, cells, attempts):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    lowered = jax.jit(partial(both, cells=cells)).trace(*arguments()).lower(lowering_platforms=("cuda",)).as_text()
+    lowered = (
+        jax.jit(partial(both, cells=cells))
+        .trace(*arguments())
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
     for kernel in ("ibnn_newton", "ibnn_conjugate"):
         assert lowered.count(f'name = "{kernel}"') == attempts
 
@@ -60,9 +73,19 @@ def test_on_cuda_both_solvers_are_kernels(monkeypatch, cells, attempts):
 def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     arctan = ib.Sigma(jnp.arctan, lambda t: t * jnp.arctan(t) - jnp.log1p(t * t) / 2)
-    for coupling, solver in [(ib.Uniform((-1,), arctan), ib.MeanField()), (COUPLING, ib.MeanField(kernels=False))]:
-        solve = jax.jit(lambda y: ib.implicit_bias(y, -0.5, 10.0, coupling, solver=solver))
-        assert "ibnn_newton" not in solve.trace(arguments()[0]).lower(lowering_platforms=("cuda",)).as_text()
+    for coupling, solver in [
+        (ib.Uniform((-1,), arctan), ib.MeanField()),
+        (COUPLING, ib.MeanField(kernels=False)),
+    ]:
+        solve = jax.jit(
+            lambda y: ib.implicit_bias(y, -0.5, 10.0, coupling, solver=solver)
+        )
+        assert (
+            "ibnn_newton"
+            not in solve.trace(arguments()[0])
+            .lower(lowering_platforms=("cuda",))
+            .as_text()
+        )
 
 
 def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
@@ -73,4 +96,9 @@ def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert kernels.per_group(twice, jnp.ones((3, 31)))[0, -1] == 62
     assert kernels.per_group(twice, jnp.ones((3, 256)))[0, -1] == 512
-    assert jax.jit(lambda x: kernels.per_group(lambda x: 2 * x, x))(jnp.ones((3, 32))).sum() == 192  # a CPU beside a GPU
+    assert (
+        jax.jit(lambda x: kernels.per_group(lambda x: 2 * x, x))(
+            jnp.ones((3, 32))
+        ).sum()
+        == 192
+    )  # a CPU beside a GPU

@@ -22,7 +22,9 @@ def test_the_layer_solves_the_equation():
     layer = ib.ImplicitBias(lam=-0.5, p=10.0)
     y = IMAGES * 3
     z, stats = layer(y, return_stats=True)
-    expected = ib.solve(y.astype(jnp.float64), -0.5, 10.0, ib.Uniform((-3, -2)), solver=ib.Newton()).value
+    expected = ib.solve(
+        y.astype(jnp.float64), -0.5, 10.0, ib.Uniform((-3, -2)), solver=ib.Newton()
+    ).value
     np.testing.assert_allclose(z, expected, atol=1e-4)
     assert stats.steps.shape == (4, 1) and stats.converged.all()
 
@@ -32,7 +34,9 @@ def test_one_lam_per_channel():
     y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3)), jnp.float32)
     z = layer(y)
     for c, lam in enumerate((-1.0, 0.0, 0.05)):
-        np.testing.assert_allclose(z[..., c], ib.ImplicitBias(lam=lam)(y[..., c : c + 1])[..., 0], atol=1e-5)
+        np.testing.assert_allclose(
+            z[..., c], ib.ImplicitBias(lam=lam)(y[..., c : c + 1])[..., 0], atol=1e-5
+        )
 
 
 def test_linear_and_conv_inside_a_users_network():
@@ -58,8 +62,13 @@ def test_frozen_and_trained_parameters():
     assert count(ib.ImplicitBias(lam=0.0, channels=3, train_lam=True)) == 3
     layer = ib.ImplicitBias(lam=-0.5, p=3.0, train_p=True)
     gradient = nnx.grad(lambda m: (m(IMAGES) ** 2).sum())(layer)
-    numeric = [(ib.ImplicitBias(lam=-0.5, p=float(3.0 * np.exp(e)))(IMAGES) ** 2).sum() for e in (0.01, -0.01)]
-    np.testing.assert_allclose(gradient["log_p"][...], (numeric[0] - numeric[1]) / 0.02, rtol=2e-2)
+    numeric = [
+        (ib.ImplicitBias(lam=-0.5, p=float(3.0 * np.exp(e)))(IMAGES) ** 2).sum()
+        for e in (0.01, -0.01)
+    ]
+    np.testing.assert_allclose(
+        gradient["log_p"][...], (numeric[0] - numeric[1]) / 0.02, rtol=2e-2
+    )
 
 
 def test_lite_is_one_explicit_step():
@@ -80,7 +89,9 @@ def test_project_keeps_lam_inside_its_constraint(constraint, lam, kept):
     assert float(layer.lam[...]) == pytest.approx(kept)
     window = ib.ImplicitBias(lam=lam, coupling=ib.Window((3, 3)), constraint=constraint)
     ib.project(window)
-    assert float(window.lam[...]) == pytest.approx(min(kept, 0.0475) if constraint == "unique" else kept)
+    assert float(window.lam[...]) == pytest.approx(
+        min(kept, 0.0475) if constraint == "unique" else kept
+    )
 
 
 def test_lam_past_the_bound_is_allowed_and_warned_of_once():
@@ -95,7 +106,9 @@ def test_lam_past_the_bound_is_allowed_and_warned_of_once():
 
 def test_free_lam_leaves_the_region_and_the_constraint_is_the_cure():
     """Descent on a loss that wants the pixels of a map apart drives lam up without end, unless it is projected."""
-    y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 1)) * 0.1, jnp.float32)
+    y = jnp.asarray(
+        np.random.default_rng(0).normal(size=(2, 6, 6, 1)) * 0.1, jnp.float32
+    )
 
     def trained(constraint):
         layer = ib.ImplicitBias(lam=0.0, constraint=constraint)
@@ -113,7 +126,15 @@ def test_free_lam_leaves_the_region_and_the_constraint_is_the_cure():
 
 @pytest.mark.parametrize("layers, channels", [(1, 3), (2, 4)])
 def test_the_twin_has_the_same_parameters_but_lam_and_the_same_start(layers, channels):
-    make = lambda implicit: ib.UCN((8, 8, 1), 10, layers=layers, channels=channels, kernel_size=3, implicit=implicit, rngs=nnx.Rngs(0))
+    make = lambda implicit: ib.UCN(
+        (8, 8, 1),
+        10,
+        layers=layers,
+        channels=channels,
+        kernel_size=3,
+        implicit=implicit,
+        rngs=nnx.Rngs(0),
+    )
     ibnn, sm = make(True), make(False)
     assert count(ibnn) == count(sm) + layers
     for a, b in zip(ibnn.blocks, sm.blocks):
@@ -132,7 +153,9 @@ def test_kernel_side_is_fifteen_percent_of_the_image():
 
 
 def test_transfer_copies_all_but_lam():
-    make = lambda implicit, seed, **k: ib.UCN((8, 8, 1), 10, implicit=implicit, rngs=nnx.Rngs(seed), **k)
+    make = lambda implicit, seed, **k: ib.UCN(
+        (8, 8, 1), 10, implicit=implicit, rngs=nnx.Rngs(seed), **k
+    )
     sm, ibnn = make(False, 0), make(True, 1, lam=0.0)
     sm(IMAGES)  # moves the running statistics
     ib.transfer(sm, ibnn)
@@ -167,7 +190,9 @@ def test_a_training_step_compiles_once_and_lowers_the_loss():
     @nnx.jit
     def step(model, optimizer):
         traces.append(1)
-        loss = lambda m: optax.softmax_cross_entropy_with_integer_labels(m(IMAGES), labels).mean()
+        loss = lambda m: optax.softmax_cross_entropy_with_integer_labels(
+            m(IMAGES), labels
+        ).mean()
         value, gradient = nnx.value_and_grad(loss)(model)
         optimizer.update(model, gradient)
         ib.project(model)
@@ -178,11 +203,15 @@ def test_a_training_step_compiles_once_and_lowers_the_loss():
 
 
 def test_seeds_vmapped_are_the_seeds_alone():
-    make = lambda key: nnx.split(ib.UCN((8, 8, 1), 4, kernel_size=3, lam=-0.3, rngs=nnx.Rngs(key)))
+    make = lambda key: nnx.split(
+        ib.UCN((8, 8, 1), 4, kernel_size=3, lam=-0.3, rngs=nnx.Rngs(key))
+    )
     graph = make(jax.random.key(0))[0]
     keys = jax.random.split(jax.random.key(1), 3)
     states = jax.vmap(lambda key: make(key)[1])(keys)
     run = lambda state: nnx.merge(graph, state)(IMAGES)
     together = jax.vmap(run)(states)
     for i in range(3):
-        np.testing.assert_allclose(together[i], run(jax.tree.map(lambda x: x[i], states)), atol=2e-6)
+        np.testing.assert_allclose(
+            together[i], run(jax.tree.map(lambda x: x[i], states)), atol=2e-6
+        )

@@ -12,15 +12,27 @@ def systems(weight):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, weight.shape[-1]))
     kernel = 1 / np.cosh(x[:, :, None] - x[:, None, :]) ** 2
-    matrix = kernel * weight[:, None, :] + (1 + rng.random(x.shape))[:, :, None] * np.eye(x.shape[1])
+    matrix = kernel * weight[:, None, :] + (1 + rng.random(x.shape))[
+        :, :, None
+    ] * np.eye(x.shape[1])
     acting = np.diagonal(kernel * weight[:, None, :], axis1=1, axis2=2) > 0
     assert (acting == (weight > 0)).all()
-    return jnp.asarray(matrix), jnp.asarray(rng.normal(size=x.shape)), jnp.asarray(1 / np.diagonal(matrix, axis1=1, axis2=2))
+    return (
+        jnp.asarray(matrix),
+        jnp.asarray(rng.normal(size=x.shape)),
+        jnp.asarray(1 / np.diagonal(matrix, axis1=1, axis2=2)),
+    )
 
 
 def solved(matrix, b, inverse_diagonal, **options):
-    options = {"tol": jnp.full(len(b), 1e-10), "max_steps": 50, "active": jnp.ones(len(b), bool)} | options
-    return conjugate_gradient(lambda v: jnp.einsum("gij,gj->gi", matrix, v), b, inverse_diagonal, **options)
+    options = {
+        "tol": jnp.full(len(b), 1e-10),
+        "max_steps": 50,
+        "active": jnp.ones(len(b), bool),
+    } | options
+    return conjugate_gradient(
+        lambda v: jnp.einsum("gij,gj->gi", matrix, v), b, inverse_diagonal, **options
+    )
 
 
 @pytest.mark.parametrize("without", [0, 7, 12], ids="{} unknowns without weight".format)
@@ -29,15 +41,29 @@ def test_it_is_the_dense_solution(without):
     weight[:, :without] = 0
     matrix, b, inverse_diagonal = systems(weight)
     found = solved(matrix, b, inverse_diagonal, weight=jnp.asarray(weight))
-    assert found.ok.all() and (found.steps <= 12 - without).all()  # as many as there are unknowns with weight
-    np.testing.assert_allclose(found.x, np.linalg.solve(matrix, b[..., None])[..., 0], atol=1e-9)
+    assert (
+        found.ok.all() and (found.steps <= 12 - without).all()
+    )  # as many as there are unknowns with weight
+    np.testing.assert_allclose(
+        found.x, np.linalg.solve(matrix, b[..., None])[..., 0], atol=1e-9
+    )
 
 
 def test_groups_not_active_stay_at_zero():
     weight = np.random.default_rng(1).random((3, 12)) * (np.arange(12) > 4)
     matrix, b, inverse_diagonal = systems(weight)
-    found = solved(matrix, b, inverse_diagonal, weight=jnp.asarray(weight), active=jnp.array([True, False, True]))
-    assert not found.x[1].any() and found.x[::2].all() and list(found.steps > 0) == [True, False, True]
+    found = solved(
+        matrix,
+        b,
+        inverse_diagonal,
+        weight=jnp.asarray(weight),
+        active=jnp.array([True, False, True]),
+    )
+    assert (
+        not found.x[1].any()
+        and found.x[::2].all()
+        and list(found.steps > 0) == [True, False, True]
+    )
 
 
 def test_negative_curvature_stops_a_group_and_says_so():

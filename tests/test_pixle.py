@@ -43,21 +43,44 @@ def most_similar(image, transposed=False):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_similarity_copies_every_pixel_of_the_patch_to_the_most_similar_one(transposed):
-    images, mapping = (IMAGES[:, :, :5], "similarity_transposed") if transposed else (IMAGES, "similarity")
+    images, mapping = (
+        (IMAGES[:, :, :5], "similarity_transposed")
+        if transposed
+        else (IMAGES, "similarity")
+    )
     distance = lambda x: jnp.abs(x - images).sum((1, 2, 3))
     any_change_is_worse = lambda x: jnp.stack([jnp.zeros(len(x)), distance(x)], -1)
-    options = {"restarts": 1, "iterations": 1, "patch": images.shape[1:3], "mapping": mapping}
-    found = pixle(any_change_is_worse, images, jnp.zeros(len(images), int), KEY, **options)
-    np.testing.assert_array_equal(found.images, [most_similar(image, transposed) for image in images])
+    options = {
+        "restarts": 1,
+        "iterations": 1,
+        "patch": images.shape[1:3],
+        "mapping": mapping,
+    }
+    found = pixle(
+        any_change_is_worse, images, jnp.zeros(len(images), int), KEY, **options
+    )
+    np.testing.assert_array_equal(
+        found.images, [most_similar(image, transposed) for image in images]
+    )
     np.testing.assert_array_equal(found.queries, 2)
 
 
 def test_equal_pixels_are_not_destinations_and_a_constant_image_stays():
-    two_values = jnp.zeros((1, 3, 3, 1)).at[0, 2, 2].set(1.0)  # wherever it lies, a patch of zeros can only delete the 1
-    found = pixle(lambda x: jnp.stack([x.sum((1, 2, 3)), 0 * x[:, 0, 0, 0]], -1), two_values, jnp.array([0]), KEY, patch=(1, 1))
+    two_values = (
+        jnp.zeros((1, 3, 3, 1)).at[0, 2, 2].set(1.0)
+    )  # wherever it lies, a patch of zeros can only delete the 1
+    found = pixle(
+        lambda x: jnp.stack([x.sum((1, 2, 3)), 0 * x[:, 0, 0, 0]], -1),
+        two_values,
+        jnp.array([0]),
+        KEY,
+        patch=(1, 1),
+    )
     assert float(found.images.sum()) == 0
     constant = jnp.full((2, 3, 3, 1), 0.5)
-    found = pixle(lambda x: x.reshape(2, 9)[:, :2], constant, jnp.array([0, 0]), KEY, patch=(2, 2))
+    found = pixle(
+        lambda x: x.reshape(2, 9)[:, :2], constant, jnp.array([0, 0]), KEY, patch=(2, 2)
+    )
     np.testing.assert_array_equal(found.images, constant)
 
 
@@ -65,25 +88,49 @@ def test_equal_pixels_are_not_destinations_and_a_constant_image_stays():
 @pytest.mark.parametrize("channels", [1, 4])
 def test_few_pixels_change_and_only_to_values_of_the_image(mapping, channels):
     images = jax.random.uniform(jax.random.key(3), (20, 5, 6, channels))
-    network = lambda x: linear(x, jax.random.normal(jax.random.key(4), (30 * channels, 3)))
+    network = lambda x: linear(
+        x, jax.random.normal(jax.random.key(4), (30 * channels, 3))
+    )
     labels = network(images).argmax(-1)
     for restarts, patch in ((1, (1, 1)), (1, (2, 3)), (3, (2, 2))):
-        found = pixle(network, images, labels, KEY, restarts=restarts, patch=patch, mapping=mapping)
+        found = pixle(
+            network,
+            images,
+            labels,
+            KEY,
+            restarts=restarts,
+            patch=patch,
+            mapping=mapping,
+        )
         assert 0 < changed(found, images).max() <= restarts * patch[0] * patch[1]
         for before, after in zip(images, found.images):
-            values = {tuple(pixel) for pixel in np.asarray(before).reshape(-1, channels)}
-            assert {tuple(pixel) for pixel in np.asarray(after).reshape(-1, channels)} <= values
-        np.testing.assert_array_equal(network(found.images).argmax(-1) != labels, found.fooled)
-        assert found.queries.max() <= 1 + 5 * restarts and (found.queries[~found.fooled] == 1 + 5 * restarts).all()
+            values = {
+                tuple(pixel) for pixel in np.asarray(before).reshape(-1, channels)
+            }
+            assert {
+                tuple(pixel) for pixel in np.asarray(after).reshape(-1, channels)
+            } <= values
+        np.testing.assert_array_equal(
+            network(found.images).argmax(-1) != labels, found.fooled
+        )
+        assert (
+            found.queries.max() <= 1 + 5 * restarts
+            and (found.queries[~found.fooled] == 1 + 5 * restarts).all()
+        )
 
 
 @pytest.mark.parametrize("mapping", ["similarity", "random"])
 def test_more_restarts_never_help_the_network(mapping):
-    few, more, many = (pixle(linear, IMAGES, LABELS, KEY, restarts=r, patch=(2, 2), mapping=mapping) for r in (1, 4, 16))
+    few, more, many = (
+        pixle(linear, IMAGES, LABELS, KEY, restarts=r, patch=(2, 2), mapping=mapping)
+        for r in (1, 4, 16)
+    )
     for a, b in ((few, more), (more, many)):
         assert (b.fooled >= a.fooled).all() and b.fooled.sum() > a.fooled.sum()
         assert (b.loss >= a.loss).all()
-        np.testing.assert_array_equal(b.images[a.fooled], a.images[a.fooled])  # it stops there
+        np.testing.assert_array_equal(
+            b.images[a.fooled], a.images[a.fooled]
+        )  # it stops there
         np.testing.assert_array_equal(b.queries[a.fooled], a.queries[a.fooled])
 
 
@@ -91,11 +138,17 @@ def test_jit_and_vmap_over_networks_and_keys_are_the_sequential_attack():
     def attack(weights, key):
         return pixle(lambda x: linear(x, weights), IMAGES, LABELS, key, restarts=3)
 
-    weights, keys = jnp.stack([WEIGHTS, -WEIGHTS, 0.1 * WEIGHTS]), jax.random.split(KEY, 3)
+    weights, keys = (
+        jnp.stack([WEIGHTS, -WEIGHTS, 0.1 * WEIGHTS]),
+        jax.random.split(KEY, 3),
+    )
     sequential = [attack(w, k) for w, k in zip(weights, keys)]
     assert_same(sequential[0], attack(weights[0], keys[0]))
     assert_same(sequential[0], jax.jit(attack)(weights[0], keys[0]))
-    assert_same(jax.tree.map(lambda *a: jnp.stack(a), *sequential), jax.jit(jax.vmap(attack))(weights, keys))
+    assert_same(
+        jax.tree.map(lambda *a: jnp.stack(a), *sequential),
+        jax.jit(jax.vmap(attack))(weights, keys),
+    )
     assert (sequential[0].images != sequential[2].images).any()
 
 
@@ -108,14 +161,28 @@ def test_misclassified_images_stay_and_broken_networks_are_not_fooled():
     np.testing.assert_array_equal(broken.images, IMAGES)
     assert not broken.fooled.any()
     # Non-finite for every version but the clean one, which is right.
-    brittle = pixle(lambda x: jnp.where((x == IMAGES).all((1, 2, 3))[:, None], linear(x), jnp.inf), IMAGES, LABELS, KEY)
+    brittle = pixle(
+        lambda x: jnp.where((x == IMAGES).all((1, 2, 3))[:, None], linear(x), jnp.inf),
+        IMAGES,
+        LABELS,
+        KEY,
+    )
     np.testing.assert_array_equal(brittle.images, IMAGES)
     assert not brittle.fooled.any() and jnp.isfinite(brittle.loss).all()
 
 
 def test_float32_images_stay_float32():
-    found = pixle(lambda x: linear(x, WEIGHTS.astype(x.dtype)), IMAGES.astype(jnp.float32), LABELS, KEY, restarts=2)
-    assert found.images.dtype == found.loss.dtype == jnp.float32 and found.queries.dtype == jnp.int32
+    found = pixle(
+        lambda x: linear(x, WEIGHTS.astype(x.dtype)),
+        IMAGES.astype(jnp.float32),
+        LABELS,
+        KEY,
+        restarts=2,
+    )
+    assert (
+        found.images.dtype == found.loss.dtype == jnp.float32
+        and found.queries.dtype == jnp.int32
+    )
 
 
 def test_success_rises_with_the_budget_on_digits():
@@ -130,7 +197,13 @@ def test_success_rises_with_the_budget_on_digits():
     clean = (network(images).argmax(-1) != labels).mean()
     assert clean < 0.1
     for mapping, least in (("similarity", 0.05), ("random", 0.5)):
-        rates = [pixle(network, images, labels, KEY, restarts=r, mapping=mapping).fooled.mean() - clean for r in (1, 10)]
+        rates = [
+            pixle(
+                network, images, labels, KEY, restarts=r, mapping=mapping
+            ).fooled.mean()
+            - clean
+            for r in (1, 10)
+        ]
         assert rates[1] > rates[0] >= 0 and rates[1] > least
 
 
@@ -142,4 +215,9 @@ def test_success_rises_with_the_budget_on_digits():
 ])  # fmt: skip
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        pixle(**({"logits": linear, "images": IMAGES, "labels": LABELS, "key": KEY} | options))
+        pixle(
+            **(
+                {"logits": linear, "images": IMAGES, "labels": LABELS, "key": KEY}
+                | options
+            )
+        )

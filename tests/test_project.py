@@ -15,13 +15,17 @@ ORDER = [  # each may import from those above it only
     ["solvers.points"], ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"],
     ["attacks.pgd", "attacks.pixle"],
 ]  # fmt: skip
-LEVEL = {f"ibnn_jax.{name}": level for level, names in enumerate(ORDER) for name in names}
+LEVEL = {
+    f"ibnn_jax.{name}": level for level, names in enumerate(ORDER) for name in names
+}
 
 
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield from [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [node.module] + [
+                f"{node.module}.{alias.name}" for alias in node.names
+            ]
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -36,17 +40,29 @@ def test_every_module_has_a_place_and_imports_from_above():
     for path in modules:
         for name in imports(path):
             if name in LEVEL:
-                assert LEVEL[name] < LEVEL[module_name(path)], f"{module_name(path)} imports {name}"
+                assert LEVEL[name] < LEVEL[module_name(path)], (
+                    f"{module_name(path)} imports {name}"
+                )
             assert not name.startswith("train"), f"{path} imports {name}"
 
 
 def test_the_core_imports_neither_jaxopt_nor_tensorflow():
     code = "import sys, ibnn_jax, ibnn_jax.solvers; print([m for m in ('jaxopt', 'tensorflow', 'tensorflow_datasets') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert found.stdout.strip() == "[]"
 
 
 def test_the_quick_start_runs_as_printed():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     assert len(block.strip().splitlines()) <= 15
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", block], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", block], cwd=ROOT, check=True
+    )

@@ -56,8 +56,14 @@ def test_outside_jit_a_choice_of_options_is_compiled_once():
 
     def calls(lam):
         solution = ibnn_jax.solve(y, lam, 10.0, Uniform((-1,)))
-        gradient = jax.grad(lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, Uniform((-1,))).sum())(y)
-        return solution.value, gradient, ibnn_jax.solve_adjoint(y, y, lam, 10.0, Uniform((-1,))).value
+        gradient = jax.grad(
+            lambda y: ibnn_jax.implicit_bias(y, lam, 10.0, Uniform((-1,))).sum()
+        )(y)
+        return (
+            solution.value,
+            gradient,
+            ibnn_jax.solve_adjoint(y, y, lam, 10.0, Uniform((-1,))).value,
+        )
 
     calls(-0.5)
     with jtu.count_jit_compilation_cache_miss() as count:

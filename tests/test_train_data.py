@@ -17,7 +17,10 @@ def tfds_folder(tmp_path_factory):
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    features = {"image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"), "label": tfds.features.ClassLabel(num_classes=10)}
+    features = {
+        "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
 
     def png(image):
         buffer = io.BytesIO()
@@ -29,10 +32,15 @@ def tfds_folder(tmp_path_factory):
         name = "fashion_mnist"
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(30, 0), "test": self._generate_examples(10, 1)}
+            return {
+                "train": self._generate_examples(30, 0),
+                "test": self._generate_examples(10, 1),
+            }
 
         def _generate_examples(self, count, seed):
             for i, image in enumerate(tiny_images(count, seed)):
@@ -40,20 +48,31 @@ def tfds_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tfds")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    Tiny(data_dir=str(folder), file_format="array_record").download_and_prepare(download_config=config)
+    Tiny(data_dir=str(folder), file_format="array_record").download_and_prepare(
+        download_config=config
+    )
     return str(folder)
 
 
 def tiny_images(count, seed):
-    return np.random.default_rng(seed).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, 28, 28, 1), dtype=np.uint8
+    )
 
 
 def test_tfds(tfds_folder, monkeypatch):
     found = data.load("fashion_mnist", tfds_folder)
-    assert found.classes == 10 and found.image_shape == (28, 28, 1) and found.train_images.dtype == np.uint8
+    assert (
+        found.classes == 10
+        and found.image_shape == (28, 28, 1)
+        and found.train_images.dtype == np.uint8
+    )
     # TFDS shuffles while it writes: the same images, each with its label, in another order.
     written = {image.tobytes(): i % 10 for i, image in enumerate(tiny_images(30, 0))}
-    assert {image.tobytes(): label for image, label in zip(found.train_images, found.train_labels)} == written
+    assert {
+        image.tobytes(): label
+        for image, label in zip(found.train_images, found.train_labels)
+    } == written
     assert len(found.test_labels) == 10
     monkeypatch.setenv("TFDS_DATA_DIR", tfds_folder)
     assert data.load("fashion_mnist").fingerprint() == found.fingerprint()
@@ -68,54 +87,100 @@ def test_tfds_does_not_import_tensorflow(tfds_folder):
 def test_missing_data_says_how_to_get_it(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         data.load(name, str(tmp_path))
-    assert f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()" in str(error.value)
+    assert (
+        f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
+        in str(error.value)
+    )
 
 
 def test_the_command_is_python(tmp_path):
     """The part between the quotes runs up to the download: nothing in it is misspelt."""
     with pytest.raises(FileNotFoundError) as error:
         data.load("cifar10", str(tmp_path))
-    command = next(line for line in str(error.value).splitlines() if "download_and_prepare" in line).split('"')[1]
+    command = next(
+        line for line in str(error.value).splitlines() if "download_and_prepare" in line
+    ).split('"')[1]
     builder = {}
-    exec(command.replace("tfds.builder", "builder = tfds.builder").replace(".download_and_prepare()", ""), builder)
-    assert builder["builder"].info.file_format.value == "array_record" and callable(builder["builder"].download_and_prepare)
+    exec(
+        command.replace("tfds.builder", "builder = tfds.builder").replace(
+            ".download_and_prepare()", ""
+        ),
+        builder,
+    )
+    assert builder["builder"].info.file_format.value == "array_record" and callable(
+        builder["builder"].download_and_prepare
+    )
 
 
 def test_digits():
     digits = data.digits()
-    assert len(digits.train_labels) + len(digits.test_labels) == 1797 and digits.image_shape == (8, 8, 1)
-    assert digits.train_images.dtype == np.float32 and digits.train_images.min() == 0 and digits.train_images.max() == 1
+    assert len(digits.train_labels) + len(
+        digits.test_labels
+    ) == 1797 and digits.image_shape == (8, 8, 1)
+    assert (
+        digits.train_images.dtype == np.float32
+        and digits.train_images.min() == 0
+        and digits.train_images.max() == 1
+    )
     assert digits.fingerprint() == data.digits().fingerprint()
-    share = np.bincount(digits.test_labels) / (np.bincount(digits.train_labels) + np.bincount(digits.test_labels))
+    share = np.bincount(digits.test_labels) / (
+        np.bincount(digits.train_labels) + np.bincount(digits.test_labels)
+    )
     assert np.all(np.abs(share - 0.2) < 0.01)
     assert digits.fingerprint() != data.scramble_labels(digits, 0.01, 0).fingerprint()
 
 
 def npz(path, **changed):
-    arrays = {"train_images": np.zeros((6, 8, 8), np.uint8), "train_labels": np.arange(6) % 3,
-              "test_images": np.zeros((3, 8, 8), np.uint8), "test_labels": np.arange(3)} | changed
-    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    arrays = {
+        "train_images": np.zeros((6, 8, 8), np.uint8),
+        "train_labels": np.arange(6) % 3,
+        "test_images": np.zeros((3, 8, 8), np.uint8),
+        "test_labels": np.arange(3),
+    } | changed
+    np.savez(
+        path, **{name: value for name, value in arrays.items() if value is not None}
+    )
     return str(path)
 
 
 def test_npz(tmp_path):
     found = data.load(npz(tmp_path / "mine.npz"))
-    assert found.name == "mine" and found.classes == 3 and found.image_shape == (8, 8, 1) and found.train_labels.dtype == np.int32
-    doubles = {name: np.zeros((n, 8, 8, 2)) for name, n in (("train_images", 6), ("test_images", 3))}
-    assert data.load(npz(tmp_path / "mine.npz", **doubles)).train_images.dtype == np.float32
+    assert (
+        found.name == "mine"
+        and found.classes == 3
+        and found.image_shape == (8, 8, 1)
+        and found.train_labels.dtype == np.int32
+    )
+    doubles = {
+        name: np.zeros((n, 8, 8, 2))
+        for name, n in (("train_images", 6), ("test_images", 3))
+    }
+    assert (
+        data.load(npz(tmp_path / "mine.npz", **doubles)).train_images.dtype
+        == np.float32
+    )
 
 
-@pytest.mark.parametrize("changed, words", [
-    ({"test_labels": None}, "lacks test_labels"),
-    ({"train_labels": np.zeros(6)}, "integers"),
-    ({"train_labels": np.zeros(5, int)}, r"\[6\]"),
-    ({"train_labels": np.full(6, -1)}, "0..2"),
-    ({"train_images": np.zeros((6, 8, 8), int)}, "uint8 or floating"),
-    ({"train_images": np.zeros((6, 9, 8), np.uint8)}, "one shape"),
-    ({"train_images": np.full((6, 8, 8), np.nan)}, "finite"),
-    ({"train_images": np.zeros((6, 64), np.uint8)}, "N, H, W, C"),
-    ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, int)}, "no images"),
-])
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"test_labels": None}, "lacks test_labels"),
+        ({"train_labels": np.zeros(6)}, "integers"),
+        ({"train_labels": np.zeros(5, int)}, r"\[6\]"),
+        ({"train_labels": np.full(6, -1)}, "0..2"),
+        ({"train_images": np.zeros((6, 8, 8), int)}, "uint8 or floating"),
+        ({"train_images": np.zeros((6, 9, 8), np.uint8)}, "one shape"),
+        ({"train_images": np.full((6, 8, 8), np.nan)}, "finite"),
+        ({"train_images": np.zeros((6, 64), np.uint8)}, "N, H, W, C"),
+        (
+            {
+                "test_images": np.zeros((0, 8, 8), np.uint8),
+                "test_labels": np.zeros(0, int),
+            },
+            "no images",
+        ),
+    ],
+)
 def test_npz_refused(tmp_path, changed, words):
     with pytest.raises(ValueError, match=words):
         data.load(npz(tmp_path / "mine.npz", **changed))
@@ -131,9 +196,17 @@ def test_unknown(tmp_path):
 def test_arrows():
     arrows = data.arrows(train=400, test=200, seed=3)
     points = arrows.train_images.reshape(-1, 2).astype(float)
-    assert arrows.train_images.shape == (400, 1, 2, 1) and arrows.train_images.dtype == np.float32
-    assert np.bincount(arrows.train_labels).tolist() == [200, 200] and np.bincount(arrows.test_labels).tolist() == [100, 100]
-    inner, outer = data.inside(data.ARROW, points), data.inside(data.TRAPEZOID, points) & ~data.inside(data.HOLE, points)
+    assert (
+        arrows.train_images.shape == (400, 1, 2, 1)
+        and arrows.train_images.dtype == np.float32
+    )
+    assert np.bincount(arrows.train_labels).tolist() == [200, 200] and np.bincount(
+        arrows.test_labels
+    ).tolist() == [100, 100]
+    inner, outer = (
+        data.inside(data.ARROW, points),
+        data.inside(data.TRAPEZOID, points) & ~data.inside(data.HOLE, points),
+    )
     np.testing.assert_array_equal(inner, arrows.train_labels == 0)
     np.testing.assert_array_equal(outer, arrows.train_labels == 1)
     with pytest.raises(ValueError, match="even"):
@@ -148,20 +221,36 @@ def test_inside_has_the_right_area():
         area = abs(np.sum(x * v - u * y)) / 2
         assert abs(4 * data.inside(polygon, points).mean() - area) < 0.02
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
-    assert data.inside(square, np.array([(0.5, 0.5), (-1, 0), (-1, 1), (2, 0.5), (-1, 0.5)])).tolist() == [True] + 4 * [False]
+    assert data.inside(
+        square, np.array([(0.5, 0.5), (-1, 0), (-1, 1), (2, 0.5), (-1, 0.5)])
+    ).tolist() == [True] + 4 * [False]
 
 
 def test_scrambled_labels_are_always_wrong():
     digits = data.digits()
     noisy = data.scramble_labels(digits, 0.25, seed=1)
     changed = noisy.train_labels != digits.train_labels
-    assert changed.sum() == round(0.25 * len(changed)) and set(noisy.train_labels[changed]) == set(range(10))
+    assert changed.sum() == round(0.25 * len(changed)) and set(
+        noisy.train_labels[changed]
+    ) == set(range(10))
     np.testing.assert_array_equal(noisy.test_labels, digits.test_labels)
-    assert (data.scramble_labels(digits, 1.0, 0).train_labels != digits.train_labels).all()
-    np.testing.assert_array_equal(noisy.train_labels, data.scramble_labels(digits, 0.25, seed=1).train_labels)
+    assert (
+        data.scramble_labels(digits, 1.0, 0).train_labels != digits.train_labels
+    ).all()
+    np.testing.assert_array_equal(
+        noisy.train_labels, data.scramble_labels(digits, 0.25, seed=1).train_labels
+    )
     with pytest.raises(ValueError, match="single class"):
-        data.scramble_labels(dataclasses.replace(digits, classes=1, train_labels=0 * digits.train_labels,
-                                                 test_labels=0 * digits.test_labels), 0.5, 0)
+        data.scramble_labels(
+            dataclasses.replace(
+                digits,
+                classes=1,
+                train_labels=0 * digits.train_labels,
+                test_labels=0 * digits.test_labels,
+            ),
+            0.5,
+            0,
+        )
 
 
 @pytest.mark.parametrize("part, other", [("train", "test"), ("test", "train")])
@@ -170,8 +259,16 @@ def test_fraction(part, other):
     few = data.take_fraction(digits, part, 0.1, seed=0)
     images = lambda dataset, part: getattr(dataset, f"{part}_images")
     labels = lambda dataset, part: getattr(dataset, f"{part}_labels")
-    assert len(labels(few, part)) == round(0.1 * len(labels(digits, part))) and images(few, other) is images(digits, other)
-    whole = {image.tobytes(): label for image, label in zip(images(digits, part), labels(digits, part))}
-    assert all(whole[image.tobytes()] == label for image, label in zip(images(few, part), labels(few, part)))
+    assert len(labels(few, part)) == round(0.1 * len(labels(digits, part))) and images(
+        few, other
+    ) is images(digits, other)
+    whole = {
+        image.tobytes(): label
+        for image, label in zip(images(digits, part), labels(digits, part))
+    }
+    assert all(
+        whole[image.tobytes()] == label
+        for image, label in zip(images(few, part), labels(few, part))
+    )
     assert len(labels(data.take_fraction(digits, part, 1e-9, 0), part)) == 1
     assert data.take_fraction(digits, part, 1.0, 0) is digits

@@ -19,15 +19,29 @@ MODELS = ("sm", "ibnn")
 def tiny_data(train=50, test=23, classes=4, size=8, dtype=np.uint8):
     rng = np.random.default_rng(0)
     shades = rng.integers(0, 200, (classes, size, size, 1))
+
     def part(count):
         labels = rng.integers(0, classes, count).astype(np.int32)
-        images = (shades[labels] + rng.integers(0, 56, (count, size, size, 1))).astype(np.uint8)
+        images = (shades[labels] + rng.integers(0, 56, (count, size, size, 1))).astype(
+            np.uint8
+        )
         return (images if dtype == np.uint8 else (images / 255).astype(dtype)), labels
+
     return data.Dataset("tiny", classes, *part(train), *part(test))
 
 
 def tiny(model, **changed):
-    return Config(**{"model": model, "epochs": 3, "seeds": 3, "batch_size": 16, "warmup_epochs": 1, "channels": 2} | changed)
+    return Config(
+        **{
+            "model": model,
+            "epochs": 3,
+            "seeds": 3,
+            "batch_size": 16,
+            "warmup_epochs": 1,
+            "channels": 2,
+        }
+        | changed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +57,14 @@ def test_shapes_types_and_learning(runs, model):
     for name, values in run.history.items():
         assert values.shape[:2] == (3, 3) and np.isfinite(values).all(), name
     assert (run.history["train_loss"][:, -1] < run.history["train_loss"][:, 0]).all()
-    floats = [x for x in jax.tree.leaves((run.state.params, run.state.rest, run.best)) if np.issubdtype(x.dtype, np.floating)]
-    assert floats and all(x.dtype == np.float32 and len(x) == 3 for x in floats)  # whatever jax_enable_x64 says
+    floats = [
+        x
+        for x in jax.tree.leaves((run.state.params, run.state.rest, run.best))
+        if np.issubdtype(x.dtype, np.floating)
+    ]
+    assert floats and all(
+        x.dtype == np.float32 and len(x) == 3 for x in floats
+    )  # whatever jax_enable_x64 says
     assert ("lam" in run.history) == (model == "ibnn")
     np.testing.assert_allclose(run.best_loss, run.history["test_loss"].min(1))
 
@@ -53,8 +73,12 @@ def test_shapes_types_and_learning(runs, model):
 def test_a_seed_alone_is_the_seed_in_the_ensemble(runs, model):
     alone = loop.train(tiny(model, seeds=1, first_seed=2), tiny_data())
     for name, values in runs[model].history.items():
-        np.testing.assert_allclose(alone.history[name][0], values[2], rtol=2e-4, atol=2e-5, err_msg=name)
-    assert not np.allclose(runs[model].history["train_loss"][0], runs[model].history["train_loss"][1])
+        np.testing.assert_allclose(
+            alone.history[name][0], values[2], rtol=2e-4, atol=2e-5, err_msg=name
+        )
+    assert not np.allclose(
+        runs[model].history["train_loss"][0], runs[model].history["train_loss"][1]
+    )
     other = loop.train(tiny(model, seeds=1, first_seed=2, seed=1), tiny_data())
     assert not np.allclose(other.history["train_loss"], alone.history["train_loss"])
 
@@ -74,9 +98,13 @@ def test_one_compilation_per_shape(runs, model):
     functions = (program.init, program.epoch, program.evaluate)
     before = [f._cache_size() for f in functions]
     with jtu.count_jit_compilation_cache_miss() as compiled:
-        loop.train(dataclasses.replace(config, epochs=6, lr_max=0.02, seed=5), tiny_data())
+        loop.train(
+            dataclasses.replace(config, epochs=6, lr_max=0.02, seed=5), tiny_data()
+        )
     assert compiled() == 0 and [f._cache_size() for f in functions] == before
-    loop.train(dataclasses.replace(config, epochs=1, warmup_epochs=0), tiny_data(train=30))
+    loop.train(
+        dataclasses.replace(config, epochs=1, warmup_epochs=0), tiny_data(train=30)
+    )
     assert [f._cache_size() for f in functions] == [before[0], before[1] + 1, before[2]]
 
 
@@ -87,12 +115,25 @@ def test_evaluation_is_exact(runs, model):
     run = runs[model]
     config = tiny(model, eval_batch_size=10).resolved()
     program = step.build(config, tests.image_shape, tests.classes, model == "ibnn")
-    found = program.evaluate(jax.tree.map(jnp.asarray, run.state), jnp.asarray(tests.test_images), jnp.asarray(tests.test_labels))
-    reference = step.build_model(config, tests.image_shape, tests.classes, jax.random.key(0), model == "ibnn")
+    found = program.evaluate(
+        jax.tree.map(jnp.asarray, run.state),
+        jnp.asarray(tests.test_images),
+        jnp.asarray(tests.test_labels),
+    )
+    reference = step.build_model(
+        config, tests.image_shape, tests.classes, jax.random.key(0), model == "ibnn"
+    )
     for row in range(3):
-        nnx.update(reference, *jax.tree.map(lambda x, row=row: x[row], (run.state.params, run.state.rest)))
+        nnx.update(
+            reference,
+            *jax.tree.map(
+                lambda x, row=row: x[row], (run.state.params, run.state.rest)
+            ),
+        )
         reference.eval()
-        logits, stats = reference(jnp.asarray(tests.test_images, jnp.float32) / 255, return_stats=True)
+        logits, stats = reference(
+            jnp.asarray(tests.test_images, jnp.float32) / 255, return_stats=True
+        )
         logits = np.asarray(logits, np.float64)
         log_likelihood = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         loss = -log_likelihood[np.arange(23), tests.test_labels].mean()
@@ -100,13 +141,20 @@ def test_evaluation_is_exact(runs, model):
         np.testing.assert_allclose(run.history["test_loss"][row, -1], loss, rtol=1e-5)
         assert found["correct"][row] == (logits.argmax(1) == tests.test_labels).sum()
         for layer, each in enumerate(stats):
-            np.testing.assert_allclose(found["solver_steps"][row, layer], np.mean(each.steps), rtol=0.05)
-            np.testing.assert_allclose(found["solver_converged"][row, layer], np.mean(each.converged))
+            np.testing.assert_allclose(
+                found["solver_steps"][row, layer], np.mean(each.steps), rtol=0.05
+            )
+            np.testing.assert_allclose(
+                found["solver_converged"][row, layer], np.mean(each.converged)
+            )
 
 
 def test_sm_and_ibnn_start_from_the_same_weights():
     tests = tiny_data()
-    states = {m: loop.train(tiny(m, epochs=1, lr_min=1e-30, lr_max=1e-30), tests).state for m in MODELS}
+    states = {
+        m: loop.train(tiny(m, epochs=1, lr_min=1e-30, lr_max=1e-30), tests).state
+        for m in MODELS
+    }
     sm, ibnn = (dict(nnx.to_flat_state(states[m].params)) for m in MODELS)
     assert set(sm) < set(ibnn) and len(ibnn) == len(sm) + 1  # lam
     for path, value in sm.items():
@@ -117,15 +165,31 @@ def test_warm_up_is_training_of_the_twin():
     """A warm-up from the rates of its own schedule equals an SM run over the same data order and rates."""
     tests, config = tiny_data(), tiny("sm", warmup_epochs=2)
     program = step.build(config.resolved(), tests.image_shape, tests.classes, False)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32))
-    init_keys, warm_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in (0, 1))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(0), jnp.arange(3, dtype=jnp.uint32)
+    )
+    init_keys, warm_keys = (
+        jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in (0, 1)
+    )
     state = program.init(init_keys)
     for epoch, rate in enumerate((0.001, 0.01)):  # the first two of three
         order = jax.vmap(jax.random.fold_in, (0, None))(warm_keys, epoch)
-        state, _, _ = program.epoch(state, jnp.float32(rate), order, jnp.asarray(tests.train_images), jnp.asarray(tests.train_labels))
+        state, _, _ = program.epoch(
+            state,
+            jnp.float32(rate),
+            order,
+            jnp.asarray(tests.train_images),
+            jnp.asarray(tests.train_labels),
+        )
     run = loop._Runner(config, tests, lambda: None)
-    warm = loop._warmed_up(config.resolved(), tests, program, None, run, init_keys, warm_keys)
-    for ours, theirs in zip(jax.tree.leaves((warm.params, warm.rest)), jax.tree.leaves((state.params, state.rest)), strict=True):
+    warm = loop._warmed_up(
+        config.resolved(), tests, program, None, run, init_keys, warm_keys
+    )
+    for ours, theirs in zip(
+        jax.tree.leaves((warm.params, warm.rest)),
+        jax.tree.leaves((state.params, state.rest)),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(warm.momentum))
 
@@ -138,7 +202,11 @@ def test_one_step_is_sgd_with_momentum_and_clipping():
     images, labels = jnp.asarray(tests.train_images), jnp.asarray(tests.train_labels)
     state = program.init(keys)
 
-    graph, params, rest = nnx.split(step.build_model(config.resolved(), tests.image_shape, 4, keys[0], False), nnx.Param, ...)
+    graph, params, rest = nnx.split(
+        step.build_model(config.resolved(), tests.image_shape, 4, keys[0], False),
+        nnx.Param,
+        ...,
+    )
     velocity = jax.tree.map(jnp.zeros_like, params)
 
     @jax.jit
@@ -147,18 +215,24 @@ def test_one_step_is_sgd_with_momentum_and_clipping():
             model = nnx.merge(graph, params, rest, copy=True)
             model.train()
             logits = model(images.astype(jnp.float32) / 255)
-            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+            return -jnp.take_along_axis(
+                jax.nn.log_softmax(logits), labels[:, None], 1
+            ).mean()
 
         gradient = jax.grad(loss)(params)
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
-        velocity = jax.tree.map(lambda v, g: 0.9 * v + g * 0.05 / norm, velocity, gradient)
+        velocity = jax.tree.map(
+            lambda v, g: 0.9 * v + g * 0.05 / norm, velocity, gradient
+        )
         return jax.tree.map(lambda x, v: x - rate * v, params, velocity), velocity, norm
 
     for rate in map(jnp.float32, (0.1, 0.2)):
         state, _, _ = program.epoch(state, rate, keys, images, labels)
         params, velocity, norm = update(params, velocity, rate)
         assert norm > 0.05
-    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+    ):
         np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -170,21 +244,51 @@ def test_every_image_is_seen_once_and_the_last_batch_is_filled():
         program = step.build(config, tests.image_shape, tests.classes, False)
         keys = jax.random.split(jax.random.key(0), 1)
         _, losses, correct = program.epoch(
-            program.init(keys), jnp.float32(0), keys, jnp.asarray(tests.train_images), jnp.asarray(tests.train_labels))
+            program.init(keys),
+            jnp.float32(0),
+            keys,
+            jnp.asarray(tests.train_images),
+            jnp.asarray(tests.train_labels),
+        )
         assert losses.shape == (1, steps) and 0 <= correct[0] <= steps * min(size, 16)
 
 
-@pytest.mark.parametrize("constraint, start, limit", [("nonpositive", 0.002, 0.0), ("unique", 0.3, 0.0951)])
+@pytest.mark.parametrize(
+    "constraint, start, limit", [("nonpositive", 0.002, 0.0), ("unique", 0.3, 0.0951)]
+)
 def test_lam_is_kept_in_bounds(constraint, start, limit):
-    config = tiny("ibnn", epochs=1, warmup_epochs=0, lam=start, constraint=constraint, solver="picard")  # quick to compile
+    config = tiny(
+        "ibnn",
+        epochs=1,
+        warmup_epochs=0,
+        lam=start,
+        constraint=constraint,
+        solver="picard",
+    )  # quick to compile
     assert (loop.train(config, tiny_data()).history["lam"] <= limit).all()
-    free = step.build_model(tiny("ibnn", constraint="none").resolved(), (8, 8, 1), 4, jax.random.key(0), True)
+    free = step.build_model(
+        tiny("ibnn", constraint="none").resolved(),
+        (8, 8, 1),
+        4,
+        jax.random.key(0),
+        True,
+    )
     assert free.blocks[0].implicit.constraint is None
 
 
 def test_frozen_lam_stays():
     tests = tiny_data()
-    run = loop.train(tiny("ibnn", epochs=1, warmup_epochs=0, lam=-0.02, train_lam=False, solver="picard"), tests)
+    run = loop.train(
+        tiny(
+            "ibnn",
+            epochs=1,
+            warmup_epochs=0,
+            lam=-0.02,
+            train_lam=False,
+            solver="picard",
+        ),
+        tests,
+    )
     assert (run.history["lam"] == np.float32(-0.02)).all()
     counts = {m: loop.parameters(tiny(m), tests, m) for m in MODELS}
     assert counts["ibnn"] == counts["sm"] + 1
@@ -193,13 +297,20 @@ def test_frozen_lam_stays():
 
 def test_uint8_and_float_images_are_the_same(runs):
     floats = loop.train(tiny("sm"), tiny_data(dtype=np.float32))
-    np.testing.assert_allclose(floats.history["test_loss"], runs["sm"].history["test_loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        floats.history["test_loss"], runs["sm"].history["test_loss"], rtol=1e-4
+    )
 
 
 def test_non_finite_loss_names_seed_and_step():
     tests = tiny_data(dtype=np.float32)
-    config = tiny("sm", lr_min=1e36, lr_max=1e36, clip_norm=0.0, first_seed=4, warmup_epochs=0)
-    with pytest.raises(loop.NonFiniteLoss, match=r"training loss in epoch 1, step \d of 4 is (nan|inf) for seed [456] \(sm\)"):
+    config = tiny(
+        "sm", lr_min=1e36, lr_max=1e36, clip_norm=0.0, first_seed=4, warmup_epochs=0
+    )
+    with pytest.raises(
+        loop.NonFiniteLoss,
+        match=r"training loss in epoch 1, step \d of 4 is (nan|inf) for seed [456] \(sm\)",
+    ):
         loop.train(config, tests)
 
 
@@ -208,7 +319,10 @@ def test_x64():
         with pytest.raises(ValueError, match="jax_enable_x64"):
             loop.train(tiny("sm", x64=True), tiny_data())
         return
-    run = loop.train(tiny("ibnn", x64=True, seeds=1, epochs=1, warmup_epochs=0, solver="picard"), tiny_data())
+    run = loop.train(
+        tiny("ibnn", x64=True, seeds=1, epochs=1, warmup_epochs=0, solver="picard"),
+        tiny_data(),
+    )
     assert {x.dtype for x in jax.tree.leaves(run.state.params)} == {np.dtype("float64")}
     assert run.history["test_loss"][0, 0] != np.float32(run.history["test_loss"][0, 0])
 
@@ -219,17 +333,38 @@ def test_precision(runs, precision):
     config = tiny("ibnn", precision=precision).resolved()
     tests, run = tiny_data(), runs["ibnn"]
     evaluate = step.build(config, tests.image_shape, tests.classes, True).evaluate
-    found = evaluate(jax.tree.map(jnp.asarray, run.state), jnp.asarray(tests.test_images), jnp.asarray(tests.test_labels))
+    found = evaluate(
+        jax.tree.map(jnp.asarray, run.state),
+        jnp.asarray(tests.test_images),
+        jnp.asarray(tests.test_labels),
+    )
     assert found["loss"].dtype == np.float32
-    np.testing.assert_allclose(found["loss"], run.history["test_loss"][:, -1], rtol=0.03)
-    assert precision != "bfloat16" or (found["loss"] != run.history["test_loss"][:, -1]).all()
-    model = step.build_model(config, tests.image_shape, tests.classes, jax.random.key(0), True)
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("float32")}
+    np.testing.assert_allclose(
+        found["loss"], run.history["test_loss"][:, -1], rtol=0.03
+    )
+    assert (
+        precision != "bfloat16"
+        or (found["loss"] != run.history["test_loss"][:, -1]).all()
+    )
+    model = step.build_model(
+        config, tests.image_shape, tests.classes, jax.random.key(0), True
+    )
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
+        np.dtype("float32")
+    }
 
 
-@pytest.mark.parametrize("coupling, kind", [("layer", "Uniform"), ("pixel", "Uniform"), ("3x3", "Window")])
+@pytest.mark.parametrize(
+    "coupling, kind", [("layer", "Uniform"), ("pixel", "Uniform"), ("3x3", "Window")]
+)
 def test_couplings(coupling, kind):
-    model = step.build_model(tiny("ibnn", coupling=coupling).resolved(), (8, 8, 1), 4, jax.random.key(0), True)
+    model = step.build_model(
+        tiny("ibnn", coupling=coupling).resolved(),
+        (8, 8, 1),
+        4,
+        jax.random.key(0),
+        True,
+    )
     assert type(model.blocks[0].implicit.coupling).__name__ == kind
     assert isinstance(model, ibnn_jax.UCN)
 
@@ -245,10 +380,16 @@ def test_both_is_two_runs():
     ({"solver": "meanfield"}, (28, 28, 1), None),
     ({"retry": False}, (28, 28, 1), (15,)),
 ])  # fmt: skip
-def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, shape, cells, monkeypatch):
+def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(
+    changed, shape, cells, monkeypatch
+):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
-    assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(cells=cells, polish=0 if cells == (15,) else 20_000)
+    model = step.build_model(
+        tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
+    )
+    assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(
+        cells=cells, polish=0 if cells == (15,) else 20_000
+    )
 
 
 @pytest.mark.parametrize("changed, shape", [
@@ -257,11 +398,15 @@ def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(changed, sha
 ])  # fmt: skip
 def test_elsewhere_the_library_chooses_the_solver(changed, shape, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = step.build_model(tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True)
+    model = step.build_model(
+        tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
+    )
     assert model.blocks[0].implicit.solver == "auto"
 
 
 def test_accelerators_have_attempts_of_their_own(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    model = step.build_model(tiny("ibnn").resolved(), (28, 28, 1), 4, jax.random.key(0), True)
+    model = step.build_model(
+        tiny("ibnn").resolved(), (28, 28, 1), 4, jax.random.key(0), True
+    )
     assert model.blocks[0].implicit.solver == "auto"

@@ -5,7 +5,9 @@ import pytest
 from train import programs
 
 
-@pytest.mark.skipif(not programs.MAPS.exists(), reason="the system does not list memory maps")
+@pytest.mark.skipif(
+    not programs.MAPS.exists(), reason="the system does not list memory maps"
+)
 def test_programs_are_forgotten_only_past_the_limit():
     double = jax.jit(lambda x: 2 * x)
     double(jnp.ones(3))

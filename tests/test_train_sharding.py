@@ -17,18 +17,31 @@ OPTIONS = ["--dataset", "digits", "--train-fraction", "0.2", "--seeds", "4", "--
 
 
 def train(out, devices, *options):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
     command = [sys.executable, "-m", "train", *OPTIONS, "--out", str(out), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags})
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+    )
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(out) / "metrics.jsonl").read_text().splitlines()
+    ]
     return {(line["model"], line["epoch"], line["seed"]): line for line in lines}
 
 
 def assert_same(found, wanted):
     assert found.keys() == wanted.keys() and len(wanted) == 2 * 2 * 4
     for key, line in wanted.items():
-        np.testing.assert_allclose(found[key]["test_loss"], line["test_loss"], rtol=2e-3)
+        np.testing.assert_allclose(
+            found[key]["test_loss"], line["test_loss"], rtol=2e-3
+        )
         assert abs(found[key]["test_accuracy"] - line["test_accuracy"]) < 0.01
         if key[0] == "ibnn":
             np.testing.assert_allclose(found[key]["lam"], line["lam"], atol=1e-4)
@@ -41,7 +54,9 @@ def alone(tmp_path_factory):
 
 def test_four_devices_give_the_numbers_of_one(alone, tmp_path):
     assert_same(train(tmp_path / "seeds", 4, "--epochs", "2"), alone)
-    assert_same(train(tmp_path / "both", 4, "--epochs", "2", "--data-devices", "2"), alone)
+    assert_same(
+        train(tmp_path / "both", 4, "--epochs", "2", "--data-devices", "2"), alone
+    )
 
 
 def test_a_mesh_that_does_not_come_out_even_is_refused():

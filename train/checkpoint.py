@@ -23,7 +23,12 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Among several processes the first one alone has this object: it must wait for no other.
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=False, multiprocessing_options=alone)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=alone,
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self):
@@ -40,7 +45,9 @@ class Checkpoints:
     def save(self, snapshot):
         """Save, unless this epoch is saved already."""
         if self.epoch != snapshot.epoch:
-            self._manager.save(snapshot.epoch, args=ocp.args.StandardSave(_named(snapshot)))
+            self._manager.save(
+                snapshot.epoch, args=ocp.args.StandardSave(_named(snapshot))
+            )
 
     def arrays(self):
         """The latest Snapshot as it is on disk: name -> numpy array; None without one."""
@@ -53,14 +60,20 @@ def restored(arrays, template):
     """The Snapshot these arrays were, of the template's structure. ValueError if they are of another structure."""
     wanted = _named(template)
     kind = lambda array: (array.shape, array.dtype)
-    wrong = sorted(set(arrays) ^ set(wanted)) or [n for n in wanted if kind(arrays[n]) != kind(wanted[n])]
+    wrong = sorted(set(arrays) ^ set(wanted)) or [
+        n for n in wanted if kind(arrays[n]) != kind(wanted[n])
+    ]
     if wrong:
-        raise ValueError(f"the checkpoint was not made by this program: {', '.join(wrong[:5])} differ; train into another folder "
-                         "(--out), or delete it")
+        raise ValueError(
+            f"the checkpoint was not made by this program: {', '.join(wrong[:5])} differ; train into another folder "
+            "(--out), or delete it"
+        )
     tree = _tree(template)
     leaves = [np.asarray(arrays[name]) for name in _names(tree)]
     values = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-    values["history"] = {name: values["history"][name] for name in template.history}  # jax.tree sorts dictionaries
+    values["history"] = {
+        name: values["history"][name] for name in template.history
+    }  # jax.tree sorts dictionaries
     return dataclasses.replace(template, epoch=int(values.pop("epoch")), **values)
 
 
@@ -70,7 +83,10 @@ def _tree(snapshot):
 
 
 def _names(tree):
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def _named(snapshot):

@@ -25,7 +25,9 @@ class Ensemble:
 
     def each(self, f, *shared, **static):
         """f(model, seed number, *shared, **static) for every seed at once, jitted: compiled once per f and static."""
-        return _compiled(self.network, f, tuple(static.items()))(self.weights, jnp.arange(self.seeds), *shared)
+        return _compiled(self.network, f, tuple(static.items()))(
+            self.weights, jnp.arange(self.seeds), *shared
+        )
 
     @property
     def seeds(self):
@@ -38,19 +40,29 @@ def _compiled(network, f, static):
         return f(network(*weights), number, *shared, **dict(static))
 
     def every(weights, numbers, *shared):
-        return jax.vmap(one, in_axes=(0, 0, *[None] * len(shared)))(weights, numbers, *shared)
+        return jax.vmap(one, in_axes=(0, 0, *[None] * len(shared)))(
+            weights, numbers, *shared
+        )
 
     return jax.jit(every)
 
 
 def load(config, dataset):
     """The Ensemble in a run's folder. FileNotFoundError if it holds no checkpoint; ValueError if that is of another program."""
-    program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn")
-    template = loop.blank(config, program, jax.random.split(jax.random.key(0), config.seeds))
+    program = step.build(
+        config, dataset.image_shape, dataset.classes, config.model == "ibnn"
+    )
+    template = loop.blank(
+        config, program, jax.random.split(jax.random.key(0), config.seeds)
+    )
     with checkpoint.Checkpoints(f"{config.out}/checkpoints/{config.model}") as saved:
         arrays = saved.arrays()
     if arrays is None:
-        raise FileNotFoundError(f"there is no checkpoint of {config.model} in {config.out}")
+        raise FileNotFoundError(
+            f"there is no checkpoint of {config.model} in {config.out}"
+        )
     run = checkpoint.restored(arrays, template)
     epochs = np.nanargmin(run.history["test_loss"], axis=1) + 1
-    return Ensemble(program.network, jax.tree.map(jnp.asarray, run.best), epochs.tolist())
+    return Ensemble(
+        program.network, jax.tree.map(jnp.asarray, run.best), epochs.tolist()
+    )

@@ -41,7 +41,14 @@ def prepare(config):
     return data.scramble_labels(dataset, config.label_noise, config.seed)
 
 
-def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable | None = None, poll: Callable | None = None):
+def train(
+    config,
+    dataset,
+    *,
+    resume: Callable | None = None,
+    on_epoch: Callable | None = None,
+    poll: Callable | None = None,
+):
     """Train config.seeds networks of one kind on a data.Dataset; returns the last Snapshot.
 
     config.model is "sm" or "ibnn". resume(template Snapshot) returns a Snapshot to go on from, or None; on_epoch(Snapshot)
@@ -58,28 +65,52 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
     """
     config = config.resolved()
     if config.model not in ("sm", "ibnn"):
-        raise ValueError(f"train() trains one model, 'sm' or 'ibnn', not {config.model!r}")
+        raise ValueError(
+            f"train() trains one model, 'sm' or 'ibnn', not {config.model!r}"
+        )
     if config.x64 and not jax.config.jax_enable_x64:
-        raise ValueError("x64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
+        raise ValueError(
+            "x64 needs jax.config.update('jax_enable_x64', True) before anything is computed"
+        )
 
     mesh = sharding.make_mesh(config.seeds, config.devices, config.data_devices)
-    program = step.build(config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh)
-    numbers = np.arange(config.first_seed, config.first_seed + config.seeds, dtype=np.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), sharding.put(numbers, mesh, spread=True))
-    init_keys, warmup_keys, order_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3))
+    program = step.build(
+        config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh
+    )
+    numbers = np.arange(
+        config.first_seed, config.first_seed + config.seeds, dtype=np.uint32
+    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(config.seed), sharding.put(numbers, mesh, spread=True)
+    )
+    init_keys, warmup_keys, order_keys = (
+        jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3)
+    )
     run = _Runner(config, dataset, poll or (lambda: None), mesh)
 
     snapshot = blank(config, program, init_keys)
     restored = resume(snapshot) if resume else None
-    snapshot = restored or dataclasses.replace(snapshot, state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys))
+    snapshot = restored or dataclasses.replace(
+        snapshot,
+        state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys),
+    )
     rates = schedule.triangular(config.epochs, config.lr_min, config.lr_max)
-    state = sharding.put(restored.state, mesh, spread=True) if restored else snapshot.state
+    state = (
+        sharding.put(restored.state, mesh, spread=True) if restored else snapshot.state
+    )
     for epoch in range(snapshot.epoch, config.epochs):
         start = time.perf_counter()
-        state, losses, correct = run.epoch(program, state, rates[epoch], order_keys, epoch)
+        state, losses, correct = run.epoch(
+            program, state, rates[epoch], order_keys, epoch
+        )
         metrics = run.evaluate(program, state, epoch)
-        metrics |= {"train_loss": losses.mean(1), "train_accuracy": correct / (losses.shape[1] * run.batch)}
-        snapshot = _next(snapshot, sharding.get(state), metrics, time.perf_counter() - start)
+        metrics |= {
+            "train_loss": losses.mean(1),
+            "train_accuracy": correct / (losses.shape[1] * run.batch),
+        }
+        snapshot = _next(
+            snapshot, sharding.get(state), metrics, time.perf_counter() - start
+        )
         if on_epoch:
             on_epoch(snapshot)
     return snapshot
@@ -87,7 +118,9 @@ def train(config, dataset, *, resume: Callable | None = None, on_epoch: Callable
 
 def parameters(config, dataset, model):
     """Number of trained parameters of one network."""
-    return step.build(config.resolved(), dataset.image_shape, dataset.classes, model == "ibnn").parameters
+    return step.build(
+        config.resolved(), dataset.image_shape, dataset.classes, model == "ibnn"
+    ).parameters
 
 
 class _Runner:
@@ -96,8 +129,12 @@ class _Runner:
     def __init__(self, config, dataset, poll, mesh=None):
         self.config, self.poll = config, poll
         self.batch = min(config.batch_size, len(dataset.train_labels))
-        self.train = sharding.put((dataset.train_images, dataset.train_labels), mesh, spread=False)
-        self.test = sharding.put((dataset.test_images, dataset.test_labels), mesh, spread=False)
+        self.train = sharding.put(
+            (dataset.train_images, dataset.train_labels), mesh, spread=False
+        )
+        self.test = sharding.put(
+            (dataset.test_images, dataset.test_labels), mesh, spread=False
+        )
 
     def epoch(self, program, state, rate, keys, epoch, stage="epoch"):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, epoch)
@@ -107,9 +144,15 @@ class _Runner:
         return state, losses.astype(np.float64), correct
 
     def evaluate(self, program, state, epoch):
-        found = {name: self._wait(value) for name, value in program.evaluate(state, *self.test).items()}
+        found = {
+            name: self._wait(value)
+            for name, value in program.evaluate(state, *self.test).items()
+        }
         self._check(found["loss"][:, None], f"the test loss after epoch {epoch + 1}")
-        found["test_loss"], found["test_accuracy"] = found.pop("loss"), found.pop("correct") / len(self.test[1])
+        found["test_loss"], found["test_accuracy"] = (
+            found.pop("loss"),
+            found.pop("correct") / len(self.test[1]),
+        )
         return found
 
     def _wait(self, array):
@@ -129,7 +172,8 @@ class _Runner:
             where = f", step {column + 1} of {values.shape[1]}" if step else ""
             raise NonFiniteLoss(
                 f"{what}{where} is {values[row, column]} for seed {self.config.first_seed + row} ({self.config.model}). A lower "
-                "--lr-max, gradient clipping (--clip-norm 1) or a bound on lam (--constraint unique) may help.")
+                "--lr-max, gradient clipping (--clip-norm 1) or a bound on lam (--constraint unique) may help."
+            )
 
 
 def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
@@ -142,31 +186,65 @@ def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
         return state
     program_sm = step.build(config, dataset.image_shape, dataset.classes, False, mesh)
     twin = program_sm.init(init_keys)
-    rates = schedule.triangular(max(config.epochs, config.warmup_epochs), config.lr_min, config.lr_max)
+    rates = schedule.triangular(
+        max(config.epochs, config.warmup_epochs), config.lr_min, config.lr_max
+    )
     for epoch in range(config.warmup_epochs):
-        twin, _, _ = run.epoch(program_sm, twin, rates[epoch], warmup_keys, epoch, "warm-up epoch")
+        twin, _, _ = run.epoch(
+            program_sm, twin, rates[epoch], warmup_keys, epoch, "warm-up epoch"
+        )
     return program.adopt(state, twin)
 
 
 def blank(config, program, init_keys):
     """A Snapshot before the first epoch, with every array of its final shape."""
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, init_keys))
+    state = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, init_keys)
+    )
     each = (config.seeds, config.epochs)
-    history = {name: np.full(each, np.nan) for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")}
+    history = {
+        name: np.full(each, np.nan)
+        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    }
     if config.model == "ibnn":
-        for name in ("lam", "solver_steps", "solver_steps_max", "solver_converged", "solver_residual_max"):
+        for name in (
+            "lam",
+            "solver_steps",
+            "solver_steps_max",
+            "solver_converged",
+            "solver_residual_max",
+        ):
             history[name] = np.full((*each, config.layers), np.nan)
-    return Snapshot(0, state, (state.params, state.rest), np.full(config.seeds, np.inf), history, np.full(config.epochs, np.nan))
+    return Snapshot(
+        0,
+        state,
+        (state.params, state.rest),
+        np.full(config.seeds, np.inf),
+        history,
+        np.full(config.epochs, np.nan),
+    )
 
 
 def _next(old, state, metrics, seconds):
     """The Snapshot one epoch later; the old one stays as it is."""
-    history, epoch = {name: values.copy() for name, values in old.history.items()}, old.epoch
+    history, epoch = (
+        {name: values.copy() for name, values in old.history.items()},
+        old.epoch,
+    )
     for name, values in history.items():
         values[:, epoch] = metrics[name]
     better = metrics["test_loss"] < old.best_loss
-    choose = lambda new, kept: np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+    choose = lambda new, kept: np.where(
+        better.reshape(-1, *[1] * (new.ndim - 1)), new, kept
+    )
     best = jax.tree.map(choose, (state.params, state.rest), old.best)
     all_seconds = old.seconds.copy()
     all_seconds[epoch] = seconds
-    return Snapshot(epoch + 1, state, best, np.where(better, metrics["test_loss"], old.best_loss), history, all_seconds)
+    return Snapshot(
+        epoch + 1,
+        state,
+        best,
+        np.where(better, metrics["test_loss"], old.best_loss),
+        history,
+        all_seconds,
+    )

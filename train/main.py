@@ -28,8 +28,14 @@ def main(arguments=None):
         return 1
 
     def body(caught):
-        say = (lambda text: print(text, flush=True)) if team.first and not config.quiet else (lambda _: None)
-        already = lambda path: print(f"This run is finished already; delete {path} to train it again.\n")
+        say = (
+            (lambda text: print(text, flush=True))
+            if team.first and not config.quiet
+            else (lambda _: None)
+        )
+        already = lambda path: print(
+            f"This run is finished already; delete {path} to train it again.\n"
+        )
         folder = complete(config, caught, say, already, team)
         if team.first:
             _show(folder)
@@ -43,7 +49,10 @@ def command(body, team=processes.ALONE):
     caught collects the numbers of SIGTERM and SIGINT: whoever trains looks at it, saves and raises Stopped.
     """
     caught = []
-    handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {
+        s: signal.signal(s, lambda number, _: caught.append(number))
+        for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         body(caught)
         return 0
@@ -53,7 +62,10 @@ def command(body, team=processes.ALONE):
         return 1
     except Stopped as stop:
         if team.first:
-            print(f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.", file=sys.stderr)
+            print(
+                f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.",
+                file=sys.stderr,
+            )
         team.part()
         _leave(128 + caught[0])
     except Exception:
@@ -96,8 +108,13 @@ def _same_options(configs):
     for index, config in enumerate(configs):
         names = configs[0].differences(config, but=config.OWN)
         if names:
-            differ = "; ".join(f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}" for n in names)
-            raise Refused(f"processes 0 and {index} were started with different options: {differ}")
+            differ = "; ".join(
+                f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}"
+                for n in names
+            )
+            raise Refused(
+                f"processes 0 and {index} were started with different options: {differ}"
+            )
 
 
 def _run(config, folder, team, caught, say):
@@ -110,27 +127,48 @@ def _run(config, folder, team, caught, say):
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
 
     def prepare():
-        sharding.make_mesh(config.seeds, config.devices, config.data_devices)  # refused before the data is read
+        sharding.make_mesh(
+            config.seeds, config.devices, config.data_devices
+        )  # refused before the data is read
         dataset = loop.prepare(config)
-        return dataset, {model: loop.parameters(config, dataset, model) for model in models}
+        return dataset, {
+            model: loop.parameters(config, dataset, model) for model in models
+        }
 
     dataset, counts = team.together(prepare)
     if len(set(team.tell(dataset.fingerprint()))) > 1:
-        raise Refused(f"the processes do not all find the same images in {config.dataset}")
+        raise Refused(
+            f"the processes do not all find the same images in {config.dataset}"
+        )
     team.decide(lambda: folder.check_setup(_setup(dataset, counts)))
-    say(f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
+    say(
+        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
         f"{'x'.join(map(str, dataset.image_shape))}; UCN({config.layers},{config.channels}), {config.seeds} seeds, on "
-        f"{jax.devices()[0].device_kind}{f', {team.count} processes' * (team.count > 1)}; results in {folder.path}")
+        f"{jax.devices()[0].device_kind}{f', {team.count} processes' * (team.count > 1)}; results in {folder.path}"
+    )
 
     snapshots = {}
     for model in models:
-        snapshots[model] = _train(dataclasses.replace(config, model=model), dataset, folder, team, snapshots, caught, say)
+        snapshots[model] = _train(
+            dataclasses.replace(config, model=model),
+            dataset,
+            folder,
+            team,
+            snapshots,
+            caught,
+            say,
+        )
 
     if team.first:
         folder.rewrite(snapshots)
         picture = plots.curves([folder.path], folder / "curves.png")
-        summary = {"results": records.summarize(records.read(folder.path)), "picture": picture.name}
-        records.write_json(folder / "summary.json", summary | records.read_json(folder / "setup.json"))
+        summary = {
+            "results": records.summarize(records.read(folder.path)),
+            "picture": picture.name,
+        }
+        records.write_json(
+            folder / "summary.json", summary | records.read_json(folder / "setup.json")
+        )
 
 
 def _train(config, dataset, folder, team, before, caught, say):
@@ -139,14 +177,20 @@ def _train(config, dataset, folder, team, before, caught, say):
 
     model, last, saved_at = config.model, None, time.monotonic()
     with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(checkpoint.Checkpoints(folder / "checkpoints" / model)) if team.first else None
+        saved = (
+            stack.enter_context(checkpoint.Checkpoints(folder / "checkpoints" / model))
+            if team.first
+            else None
+        )
 
         def resume(template):
             nonlocal last
             arrays = team.decide(lambda: saved.arrays())
             last = checkpoint.restored(arrays, template) if arrays else None
             if team.first:
-                folder.rewrite(before | ({model: last} if last else {}))  # drops lines of epochs that no checkpoint holds
+                folder.rewrite(
+                    before | ({model: last} if last else {})
+                )  # drops lines of epochs that no checkpoint holds
             if last:
                 say(f"{model}: going on after epoch {last.epoch} of {config.epochs}")
             return last
@@ -168,12 +212,16 @@ def _train(config, dataset, folder, team, before, caught, say):
                 if team.first and last is not None:
                     saved.save(last)
                 caught[:] = [number]  # also where it did not arrive
-                raise Stopped(f"{model}, {last.epoch if last else 0} of {config.epochs} epochs are saved in {folder.path}")
+                raise Stopped(
+                    f"{model}, {last.epoch if last else 0} of {config.epochs} epochs are saved in {folder.path}"
+                )
 
         # Several processes must agree to stop, which they do between epochs only.
         poll = stop_if_asked if team.count == 1 else None
         try:
-            snapshot = loop.train(config, dataset, resume=resume, on_epoch=on_epoch, poll=poll)
+            snapshot = loop.train(
+                config, dataset, resume=resume, on_epoch=on_epoch, poll=poll
+            )
         except loop.NonFiniteLoss as error:
             raise Refused(error) from error
         if team.first:
@@ -184,8 +232,12 @@ def _train(config, dataset, folder, team, before, caught, say):
 def _setup(dataset, parameters):
     return {
         "data": {
-            "name": dataset.name, "classes": dataset.classes, "image_shape": list(dataset.image_shape),
-            "train_images": len(dataset.train_labels), "test_images": len(dataset.test_labels), "fingerprint": dataset.fingerprint(),
+            "name": dataset.name,
+            "classes": dataset.classes,
+            "image_shape": list(dataset.image_shape),
+            "train_images": len(dataset.train_labels),
+            "test_images": len(dataset.test_labels),
+            "fingerprint": dataset.fingerprint(),
         },
         "parameters": parameters,
     } | environment()
@@ -197,9 +249,14 @@ def environment():
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
-        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count(),
-                   "processes": jax.process_count()},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "device": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
     }
 
 
@@ -210,23 +267,45 @@ def _progress(config, model, snapshot):
     middle, low, high = (100 * v for v in records.spread(now["test_accuracy"]))
     # The first epoch also compiles; later ones tell better how long the rest takes.
     known = snapshot.seconds[:done][-5:] if done < 2 else snapshot.seconds[1:done][-5:]
-    parts = [f"{model:<4} epoch {done:>{len(str(config.epochs))}}/{config.epochs}",
-             f"train loss {records.spread(now['train_loss'])[0]:.4f}",
-             f"test loss {records.spread(now['test_loss'])[0]:.4f} accuracy {middle:.2f}% [{low:.2f}, {high:.2f}]"]
+    parts = [
+        f"{model:<4} epoch {done:>{len(str(config.epochs))}}/{config.epochs}",
+        f"train loss {records.spread(now['train_loss'])[0]:.4f}",
+        f"test loss {records.spread(now['test_loss'])[0]:.4f} accuracy {middle:.2f}% [{low:.2f}, {high:.2f}]",
+    ]
     if "lam" in now:
-        parts += ["lam " + " ".join(f"{records.spread(now['lam'][:, i])[0]:+.4f}" for i in range(now["lam"].shape[1])),
-                  f"solver {now['solver_steps'].mean():.1f} steps, {100 * now['solver_converged'].mean():.1f}% converged"]
-    return "  ".join([*parts, f"{snapshot.seconds[done - 1]:.2f} s", f"left {_clock(known.mean() * (config.epochs - done))}"])
+        parts += [
+            "lam "
+            + " ".join(
+                f"{records.spread(now['lam'][:, i])[0]:+.4f}"
+                for i in range(now["lam"].shape[1])
+            ),
+            f"solver {now['solver_steps'].mean():.1f} steps, {100 * now['solver_converged'].mean():.1f}% converged",
+        ]
+    return "  ".join(
+        [
+            *parts,
+            f"{snapshot.seconds[done - 1]:.2f} s",
+            f"left {_clock(known.mean() * (config.epochs - done))}",
+        ]
+    )
 
 
 def _clock(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {seconds:02} s"
+        if minutes
+        else f"{seconds} s"
+    )
 
 
 def _show(folder):
     summary = records.read_json(folder / "summary.json")
     print(records.table(summary["results"], summary["parameters"]))
     print(records.footnote(summary["results"]))
-    print(f"in {folder.path}: summary.json, metrics.jsonl, seconds.jsonl, config.json, {summary['picture']}, checkpoints/")
+    print(
+        f"in {folder.path}: summary.json, metrics.jsonl, seconds.jsonl, config.json, {summary['picture']}, checkpoints/"
+    )

@@ -24,8 +24,10 @@ def start(config):
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (ValueError, RuntimeError) as error:
-        raise Refused(f"the processes did not come together: {error} Outside Slurm, Open MPI and TPU pods, --distributed needs "
-                         "--coordinator HOST:PORT, --processes N and --process I in 0 ... N - 1") from error
+        raise Refused(
+            f"the processes did not come together: {error} Outside Slurm, Open MPI and TPU pods, --distributed needs "
+            "--coordinator HOST:PORT, --processes N and --process I in 0 ... N - 1"
+        ) from error
     return Several()
 
 

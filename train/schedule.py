@@ -11,6 +11,8 @@ def triangular(epochs, low=0.001, high=0.01):
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, not {epochs}")
-    distance = np.minimum(np.arange(epochs), np.arange(epochs)[::-1])  # from the nearer end
+    distance = np.minimum(
+        np.arange(epochs), np.arange(epochs)[::-1]
+    )  # from the nearer end
     slope = distance / distance.max() if epochs > 2 else np.ones(epochs)
     return (low + (high - low) * slope).astype(np.float32)

@@ -58,35 +58,69 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     if config.coupling in axes:
         coupling = ibnn_jax.Uniform(axes=axes[config.coupling])
     else:
-        coupling = ibnn_jax.Window(size=tuple(int(side) for side in config.coupling.split("x")))
+        coupling = ibnn_jax.Window(
+            size=tuple(int(side) for side in config.coupling.split("x"))
+        )
     return ibnn_jax.UCN(
-        image_shape, classes, layers=config.layers, channels=config.channels, implicit=implicit, rngs=nnx.Rngs(key),
-        lam=config.lam, train_lam=config.train_lam, p=config.p, coupling=coupling,
+        image_shape,
+        classes,
+        layers=config.layers,
+        channels=config.channels,
+        implicit=implicit,
+        rngs=nnx.Rngs(key),
+        lam=config.lam,
+        train_lam=config.train_lam,
+        p=config.p,
+        coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
-        solver=_solver(config, coupling, (*image_shape[:2], config.channels)), adjoint=adjoint, tol=config.tol, max_steps=config.max_steps,
-        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None, axis_name=axis_name,
-        conv_general_dilated=ibnn_jax.canonical_convolution if jax.default_backend() == "cpu" else jax.lax.conv_general_dilated,
+        solver=_solver(config, coupling, (*image_shape[:2], config.channels)),
+        adjoint=adjoint,
+        tol=config.tol,
+        max_steps=config.max_steps,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+        axis_name=axis_name,
+        conv_general_dilated=ibnn_jax.canonical_convolution
+        if jax.default_backend() == "cpu"
+        else jax.lax.conv_general_dilated,
     )
 
 
 def _solver(config, coupling, maps):
     """The solver a config asks for, for this coupling of maps [H, W, C]."""
-    solvers = {"meanfield": "MeanField", "newton": "Newton", "picard": "Picard", "gradient_descent": "GradientDescent",
-               "anderson": "Anderson", "broyden": "Broyden"}
+    solvers = {
+        "meanfield": "MeanField",
+        "newton": "Newton",
+        "picard": "Picard",
+        "gradient_descent": "GradientDescent",
+        "anderson": "Anderson",
+        "broyden": "Broyden",
+    }
     uniform = isinstance(coupling, ibnn_jax.Uniform)
     if uniform and not config.retry and config.solver in ("auto", "meanfield"):
         return ibnn_jax.MeanField(cells=(15,), polish=0)
     if config.solver != "auto":
         return getattr(ibnn_jax, solvers[config.solver])()
-    to_its_bound = config.train_lam and config.constraint == "unique" and jax.default_backend() == "cpu"
-    if to_its_bound and uniform and prod(maps[axis] for axis in coupling.axes) > SMALL_GROUP:
+    to_its_bound = (
+        config.train_lam
+        and config.constraint == "unique"
+        and jax.default_backend() == "cpu"
+    )
+    if (
+        to_its_bound
+        and uniform
+        and prod(maps[axis] for axis in coupling.axes) > SMALL_GROUP
+    ):
         return ibnn_jax.MeanField(cells=CELLS_NEXT_TO_THE_BOUND)
     return "auto"
 
 
 def build_optimizer(config):
     """Clipped gradients through momentum; the step is minus the rate times what comes out, as in PyTorch's SGD."""
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm
+        else optax.identity()
+    )
     return optax.chain(clip, optax.trace(decay=config.momentum))
 
 
@@ -110,13 +144,23 @@ def _build(config, image_shape, classes, implicit, mesh):
 
     def my_part(rows, size):
         """This device's `size` of the rows."""
-        return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis) * size, size, -1) if axis else rows
+        return (
+            jax.lax.dynamic_slice_in_dim(
+                rows, jax.lax.axis_index(axis) * size, size, -1
+            )
+            if axis
+            else rows
+        )
 
     def split(model):
         return nnx.split(model, nnx.Param, ...)
 
     def abstract(implicit):
-        return nnx.eval_shape(lambda: build_model(config, image_shape, classes, jax.random.key(0), implicit, axis))
+        return nnx.eval_shape(
+            lambda: build_model(
+                config, image_shape, classes, jax.random.key(0), implicit, axis
+            )
+        )
 
     structure = {kind: split(abstract(kind))[0] for kind in {implicit, False}}
 
@@ -124,16 +168,26 @@ def _build(config, image_shape, classes, implicit, mesh):
         return nnx.merge(structure[implicit], params, rest, copy=True)
 
     def pixels(images):
-        return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
+        return (
+            images.astype(dtype) / 255
+            if images.dtype == jnp.uint8
+            else images.astype(dtype)
+        )
 
     def cross_entropy(logits, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(dtype), labels
+        )
 
     def init(key):
         model = build_model(config, image_shape, classes, key, implicit, axis)
-        ibnn_jax.project(model)  # an initial lam outside its bound would do harm before the first update
+        ibnn_jax.project(
+            model
+        )  # an initial lam outside its bound would do harm before the first update
         _, params, rest = split(model)
-        floating = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        floating = lambda x: (
+            x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        )
         params, rest = jax.tree.map(floating, (params, rest))
         return State(params, rest, optimizer.init(params))
 
@@ -150,10 +204,17 @@ def _build(config, image_shape, classes, implicit, mesh):
             correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
             return cross_entropy(logits, labels).mean(), (correct, split(model)[2])
 
-        (value, (correct, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        (value, gradient), correct = over_data(jax.lax.pmean, (value, gradient)), over_data(jax.lax.psum, correct)
+        (value, (correct, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params
+        )
+        (value, gradient), correct = (
+            over_data(jax.lax.pmean, (value, gradient)),
+            over_data(jax.lax.psum, correct),
+        )
         direction, momentum = optimizer.update(gradient, state.momentum, state.params)
-        params = jax.tree.map(lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction)
+        params = jax.tree.map(
+            lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction
+        )
         model = merge(params, rest)
         ibnn_jax.project(model)
         return State(*split(model)[1:], momentum), (value, correct)
@@ -165,45 +226,77 @@ def _build(config, image_shape, classes, implicit, mesh):
         order = jax.random.permutation(key, size)
         # The last batch is filled up from the front of the order: every image is seen, every batch has one shape.
         if batch % parts:
-            raise ValueError(f"a batch of {batch} images does not divide evenly over data_devices={parts}")
-        batches = my_part(order[jnp.arange(steps * batch) % size].reshape(steps, batch), batch // parts)
-        state, (losses, correct) = jax.lax.scan(lambda s, rows: train_step(s, rate, images[rows], labels[rows]), state, batches)
+            raise ValueError(
+                f"a batch of {batch} images does not divide evenly over data_devices={parts}"
+            )
+        batches = my_part(
+            order[jnp.arange(steps * batch) % size].reshape(steps, batch),
+            batch // parts,
+        )
+        state, (losses, correct) = jax.lax.scan(
+            lambda s, rows: train_step(s, rate, images[rows], labels[rows]),
+            state,
+            batches,
+        )
         return state, losses, correct.sum()
 
     def evaluate(state, images, labels):
         size = len(labels)
         batch = min(config.eval_batch_size, size)
         count = -(-size // (batch * parts))  # batches of each device
-        batches = my_part(jnp.arange(parts * count * batch), count * batch).reshape(count, batch)
+        batches = my_part(jnp.arange(parts * count * batch), count * batch).reshape(
+            count, batch
+        )
         model = network(state.params, state.rest)
 
         def one(rows):
-            real = rows < size  # the last batch is padded with the first image, which then does not count
+            real = (
+                rows < size
+            )  # the last batch is padded with the first image, which then does not count
             rows = jnp.where(real, rows, 0)
             logits, stats = model(pixels(images[rows]), return_stats=True)
             found = {
                 "loss": jnp.where(real, cross_entropy(logits, labels[rows]), 0).sum(),
-                "correct": (real & (logits.argmax(-1) == labels[rows])).sum(dtype=jnp.int32),
+                "correct": (real & (logits.argmax(-1) == labels[rows])).sum(
+                    dtype=jnp.int32
+                ),
             }
-            over = lambda reduce, field: jnp.stack([
-                reduce(jnp.where(real[:, None], getattr(s, field).reshape(batch, -1), 0)) for s in stats])
+            over = lambda reduce, field: jnp.stack(
+                [
+                    reduce(
+                        jnp.where(
+                            real[:, None], getattr(s, field).reshape(batch, -1), 0
+                        )
+                    )
+                    for s in stats
+                ]
+            )
             if stats:
-                found["groups"] = jnp.stack([real.sum() * (s.steps.size // batch) for s in stats])
+                found["groups"] = jnp.stack(
+                    [real.sum() * (s.steps.size // batch) for s in stats]
+                )
                 found["solver_steps"] = over(lambda x: x.sum(dtype=jnp.int32), "steps")
-                found["solver_converged"] = over(lambda x: x.sum(dtype=jnp.int32), "converged")
+                found["solver_converged"] = over(
+                    lambda x: x.sum(dtype=jnp.int32), "converged"
+                )
                 found["solver_steps_max"] = over(jnp.max, "steps")
                 found["solver_residual_max"] = over(jnp.max, "residual")
             return found
 
         found = jax.lax.map(one, batches)
         total = {
-            name: over_data(jax.lax.pmax, value.max(0)) if name.endswith("max") else over_data(jax.lax.psum, value.sum(0))
+            name: over_data(jax.lax.pmax, value.max(0))
+            if name.endswith("max")
+            else over_data(jax.lax.psum, value.sum(0))
             for name, value in found.items()
         }
         total["loss"] = total["loss"] / size
         if "groups" in total:
             groups = total.pop("groups")
-            total |= {name: total[name].astype(dtype) / groups for name in ("solver_steps", "solver_converged")}
+            total |= {
+                name: total[name].astype(dtype) / groups
+                for name in ("solver_steps", "solver_converged")
+            }
         lams = model.lams()
         if lams:
             total["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
@@ -216,16 +309,26 @@ def _build(config, image_shape, classes, implicit, mesh):
 
     def compiled(function, seeds, **options):
         """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
+
         def traced(*args):
-            with jax.default_matmul_precision(None if config.precision == "bfloat16" else config.precision):
+            with jax.default_matmul_precision(
+                None if config.precision == "bfloat16" else config.precision
+            ):
                 return over_seeds(function, seeds, mesh)(*args)
+
         traced.__name__ = function.__name__
         return jax.jit(traced, compiler_options=options)
 
     # Random numbers run once here and take seconds to optimise on a CPU.
-    unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    unoptimised = (
+        {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    )
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return Program(
-        init=compiled(init, (0,), **unoptimised), adopt=compiled(adopt, (0, 0)), epoch=compiled(epoch, (0, None, 0, None, None)),
-        evaluate=compiled(evaluate, (0, None, None)), network=network, parameters=sum(x.size for x in jax.tree.leaves(shapes)),
+        init=compiled(init, (0,), **unoptimised),
+        adopt=compiled(adopt, (0, 0)),
+        epoch=compiled(epoch, (0, None, 0, None, None)),
+        evaluate=compiled(evaluate, (0, None, None)),
+        network=network,
+        parameters=sum(x.size for x in jax.tree.leaves(shapes)),
     )

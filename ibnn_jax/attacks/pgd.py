@@ -56,11 +56,15 @@ def pgd(
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm must be "linf" or "l2"; got {norm!r}')
     if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
+        raise ValueError(
+            f"steps and restarts must be at least 1; got {steps} and {restarts}"
+        )
     if not isinstance(eps, jax.core.Tracer) and (np.asarray(eps) < 0).any():
         raise ValueError(f"eps must not be negative; got {eps}")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must have one entry per image; got {labels.shape} for images {images.shape}")
+        raise ValueError(
+            f"labels must have one entry per image; got {labels.shape} for images {images.shape}"
+        )
     target = logits if target is None else target
     step_size = 2.5 * eps / steps if step_size is None else step_size
     axes = tuple(range(1, images.ndim))
@@ -82,12 +86,19 @@ def pgd(
 
     def start(key):
         if norm == "linf":
-            return project(images + jax.random.uniform(key, images.shape, images.dtype, -1, 1) * eps)
+            return project(
+                images
+                + jax.random.uniform(key, images.shape, images.dtype, -1, 1) * eps
+            )
         direction, radius = jax.random.split(key)
         noise = jax.random.normal(direction, images.shape, images.dtype)
         size = images[0].size
-        shrink = jax.random.uniform(radius, (len(images),) + (1,) * len(axes), images.dtype) ** (1 / size)
-        return project(images + eps * shrink * noise / jnp.maximum(length(noise), 1e-12))
+        shrink = jax.random.uniform(
+            radius, (len(images),) + (1,) * len(axes), images.dtype
+        ) ** (1 / size)
+        return project(
+            images + eps * shrink * noise / jnp.maximum(length(noise), 1e-12)
+        )
 
     def ascend(x, _):
         gradient = jax.grad(lambda x: cross_entropy(logits(x)).sum())(x)
@@ -99,9 +110,13 @@ def pgd(
         return project(x + step_size * direction), None
 
     def attempt(best, key):
-        x, _ = jax.lax.scan(ascend, start(key) if random_start else images, None, length=steps)
+        x, _ = jax.lax.scan(
+            ascend, start(key) if random_start else images, None, length=steps
+        )
         tried = judge(target, x, labels)
         return select(worse(tried, best), tried, best), None
 
-    best, _ = jax.lax.scan(attempt, judge(target, images, labels), jax.random.split(key, restarts))
+    best, _ = jax.lax.scan(
+        attempt, judge(target, images, labels), jax.random.split(key, restarts)
+    )
     return best

@@ -16,9 +16,15 @@ class Rearranged(NamedTuple):
     """Attacked, and what it cost."""
 
     images: Float[Array, "N H W C"]
-    loss: Float[Array, "N"]  # cross-entropy there; not finite only where no version of the image has a finite one
-    fooled: Bool[Array, "N"]  # the prediction there is not the label (clean images already misclassified included)
-    queries: Int[Array, "N"]  # versions of the image that were judged until the network was fooled, the clean one included
+    loss: Float[
+        Array, "N"
+    ]  # cross-entropy there; not finite only where no version of the image has a finite one
+    fooled: Bool[
+        Array, "N"
+    ]  # the prediction there is not the label (clean images already misclassified included)
+    queries: Int[
+        Array, "N"
+    ]  # versions of the image that were judged until the network was fooled, the clean one included
 
 
 def pixle(
@@ -66,17 +72,29 @@ def pixle(
     """
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C]; got {images.shape}")
-    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be one integer per image; got {labels.dtype}{labels.shape} for images {images.shape}")
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(
+        labels.dtype, jnp.integer
+    ):
+        raise ValueError(
+            f"labels must be one integer per image; got {labels.dtype}{labels.shape} for images {images.shape}"
+        )
     if min(restarts, iterations, *patch) < 1:
-        raise ValueError(f"restarts, iterations and the sides of the patch must be at least 1; got {restarts}, {iterations} and {patch}")
+        raise ValueError(
+            f"restarts, iterations and the sides of the patch must be at least 1; got {restarts}, {iterations} and {patch}"
+        )
     n, height, width, channels = images.shape
     if patch[0] > height or patch[1] > width:
-        raise ValueError(f"the patch must not be larger than the images; got {patch} for images {images.shape}")
+        raise ValueError(
+            f"the patch must not be larger than the images; got {patch} for images {images.shape}"
+        )
     if mapping not in ("similarity", "similarity_transposed", "random"):
-        raise ValueError(f'mapping must be "similarity", "similarity_transposed" or "random"; got {mapping!r}')
+        raise ValueError(
+            f'mapping must be "similarity", "similarity_transposed" or "random"; got {mapping!r}'
+        )
     if mapping == "similarity_transposed" and height != width:
-        raise ValueError(f"only places of square images can be transposed; got {images.shape}")
+        raise ValueError(
+            f"only places of square images can be transposed; got {images.shape}"
+        )
     # A place is one index into [H W]; these are the patch's, row by row, from its upper left corner.
     offsets = (jnp.arange(patch[0])[:, None] * width + jnp.arange(patch[1])).ravel()
     places = jnp.arange(height * width)
@@ -98,7 +116,11 @@ def pixle(
             if mapping == "similarity_transposed":
                 destination = destination % width * width + destination // width
         # A scatter with repeated indices keeps any of the values: the maximum of their numbers says which one it must be.
-        last = jnp.full((n, height * width), -1).at[jnp.arange(n)[:, None], destination].max(jnp.arange(len(offsets)))
+        last = (
+            jnp.full((n, height * width), -1)
+            .at[jnp.arange(n)[:, None], destination]
+            .max(jnp.arange(len(offsets)))
+        )
         copied = jnp.take_along_axis(values, jnp.maximum(last, 0)[..., None], 1)
         return jnp.where(last[..., None] >= 0, copied, x).reshape(images.shape)
 
@@ -107,8 +129,13 @@ def pixle(
 
         def attempt(state, number):
             best, queries = state
-            tried = judge(logits, candidate(start, jax.random.fold_in(keys, number)), labels)
-            return (select(worse(tried, best) & ~best.fooled, tried, best), queries + ~best.fooled), None
+            tried = judge(
+                logits, candidate(start, jax.random.fold_in(keys, number)), labels
+            )
+            return (
+                select(worse(tried, best) & ~best.fooled, tried, best),
+                queries + ~best.fooled,
+            ), None
 
         return jax.lax.scan(attempt, state, jnp.arange(iterations))[0], None
 

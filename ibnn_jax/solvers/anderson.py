@@ -50,15 +50,31 @@ class Anderson(Solver):
     ridge: float = 1e-8
 
     def __post_init__(self):
-        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
-            raise ValueError(f"Anderson: window must be a positive integer; got {self.window!r}")
+        if (
+            not isinstance(self.window, int)
+            or isinstance(self.window, bool)
+            or self.window < 1
+        ):
+            raise ValueError(
+                f"Anderson: window must be a positive integer; got {self.window!r}"
+            )
         if not self.ridge >= 0:
-            raise ValueError(f"Anderson: ridge must not be negative; got {self.ridge!r}")
+            raise ValueError(
+                f"Anderson: ridge must not be negative; got {self.ridge!r}"
+            )
 
     def init(self, problem, z):
         r = problem.residual(z)
         empty = jnp.zeros((len(z), self.window, z.shape[1]), z.dtype)
-        return _State(z, r, precondition(step_sizes(problem, z), r), square_norm(r), jnp.ones_like(z[:, 0]), empty, empty)
+        return _State(
+            z,
+            r,
+            precondition(step_sizes(problem, z), r),
+            square_norm(r),
+            jnp.ones_like(z[:, 0]),
+            empty,
+            empty,
+        )
 
     def step(self, problem, state, active, unrolled):
         z, r, g, best, scale, dz, dg = state
@@ -74,16 +90,27 @@ class Anderson(Solver):
         square = square_norm(r_trial)
         accept = safe | (square <= (1 - 0.01 * scale) ** 2 * best)
 
-        moved = (trial, r_trial, g_trial, jnp.minimum(best, square), jnp.ones_like(scale))
+        moved = (
+            trial,
+            r_trial,
+            g_trial,
+            jnp.minimum(best, square),
+            jnp.ones_like(scale),
+        )
         kept = select(accept, moved, (z, r, g, best, scale / 2))
         return _State(*kept, push(dz, trial - z), push(dg, g_trial - g))
 
     def _coefficients(self, dg, g):
         length = jnp.sqrt(square_norm(jax.lax.stop_gradient(dg)))
-        length = jnp.where(length > 0, length, 1)  # a slot not yet filled: its column is zero, and so its gamma
+        length = jnp.where(
+            length > 0, length, 1
+        )  # a slot not yet filled: its column is zero, and so its gamma
         unit = dg / length[:, :, None]
         ridge = max(self.ridge, 10 * float(jnp.finfo(g.dtype).eps))
-        gram = jnp.einsum("gmn,gkn->gmk", unit, unit) + ridge * jnp.eye(self.window, dtype=g.dtype)[None]
+        gram = (
+            jnp.einsum("gmn,gkn->gmk", unit, unit)
+            + ridge * jnp.eye(self.window, dtype=g.dtype)[None]
+        )
         return _solve(gram, jnp.einsum("gmn,gn->gm", unit, g)) / length
 
 
@@ -102,5 +129,7 @@ class _State(NamedTuple):
     g: Float[Array, "G n"]  # the safe step from z
     best: Float[Array, "G"]  # the smallest |r|^2 so far
     scale: Float[Array, "G"]  # how much of the next step to take
-    dz: Float[Array, "G m n"]  # the last changes of z and g, newest first; zero where not yet filled
+    dz: Float[
+        Array, "G m n"
+    ]  # the last changes of z and g, newest first; zero where not yet filled
     dg: Float[Array, "G m n"]

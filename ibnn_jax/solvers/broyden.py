@@ -45,13 +45,27 @@ class Broyden(Solver):
     memory: int = 20
 
     def __post_init__(self):
-        if not isinstance(self.memory, int) or isinstance(self.memory, bool) or self.memory < 1:
-            raise ValueError(f"Broyden: memory must be a positive integer; got {self.memory!r}")
+        if (
+            not isinstance(self.memory, int)
+            or isinstance(self.memory, bool)
+            or self.memory < 1
+        ):
+            raise ValueError(
+                f"Broyden: memory must be a positive integer; got {self.memory!r}"
+            )
 
     def init(self, problem, z):
         r = problem.residual(z)
         empty = jnp.zeros((len(z), self.memory, z.shape[1]), z.dtype)
-        return _State(z, r, square_norm(r), jnp.ones_like(z[:, 0]), step_sizes(problem, z), empty, empty)
+        return _State(
+            z,
+            r,
+            square_norm(r),
+            jnp.ones_like(z[:, 0]),
+            step_sizes(problem, z),
+            empty,
+            empty,
+        )
 
     def step(self, problem, state, active, unrolled):
         z, r, best, scale, a, u, v = state
@@ -74,13 +88,19 @@ class Broyden(Solver):
         u_new = (s - mh) / jnp.where(usable, bottom, 1)[:, None]
         v_new = _apply(a, v, u, s)  # M^T s
         u, v = select(usable, (push(u, u_new), push(v, v_new)), (u, v))
-        kept = select(accept, (trial, r_trial, jnp.minimum(best, square), jnp.ones_like(scale)), (z, r, best, scale / 2))
+        kept = select(
+            accept,
+            (trial, r_trial, jnp.minimum(best, square), jnp.ones_like(scale)),
+            (z, r, best, scale / 2),
+        )
         return _State(*kept, a, u, v)
 
 
 def _apply(a, u, v, x):
     """(P + sum_j u_j v_j^T) x; swap u and v for the transpose, since P is symmetric."""
-    return precondition(a, x) + jnp.einsum("gmn,gm->gn", u, jnp.einsum("gmn,gn->gm", v, x))
+    return precondition(a, x) + jnp.einsum(
+        "gmn,gm->gn", u, jnp.einsum("gmn,gn->gm", v, x)
+    )
 
 
 class _State(NamedTuple):

@@ -45,9 +45,13 @@ class GradientDescent(Solver):
 
     def __post_init__(self):
         if not 0 < self.armijo <= 0.5:
-            raise ValueError(f"GradientDescent: armijo must be in (0, 0.5]; got {self.armijo!r}")
+            raise ValueError(
+                f"GradientDescent: armijo must be in (0, 0.5]; got {self.armijo!r}"
+            )
         if not 0 < self.shrink < 1:
-            raise ValueError(f"GradientDescent: shrink must be in (0, 1); got {self.shrink!r}")
+            raise ValueError(
+                f"GradientDescent: shrink must be in (0, 1); got {self.shrink!r}"
+            )
 
     def init(self, problem, z):
         return _State(z, problem.residual(z), _shortest(problem))
@@ -73,7 +77,9 @@ class GradientDescent(Solver):
 def _shortest(problem):
     """1 / L, with L = 1 - min(lam, 0) / bound: 0 <= -DB(z) <= 1 / bound at every z (`uniqueness_bound`)."""
     curvature = 1 - jnp.minimum(problem.lam, 0) / problem.op.bound(problem.p)
-    return (1 / curvature).astype(problem.y.dtype)  # the bound has the dtype of w under Dense
+    return (1 / curvature).astype(
+        problem.y.dtype
+    )  # the bound has the dtype of w under Dense
 
 
 class _State(NamedTuple):

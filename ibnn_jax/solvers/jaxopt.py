@@ -20,14 +20,25 @@ _KNOWN = {
     # jaxopt keeps as many terms as it may take steps, and its line search slows most of these cases down.
     "Broyden": ("fun", {"history_size": 50, "stepsize": 1.0}),
 }
-_OURS = {"fun", "fixed_point_fun", "has_aux", "maxiter", "tol", "jit", "unroll", "verbose"}
+_OURS = {
+    "fun",
+    "fixed_point_fun",
+    "has_aux",
+    "maxiter",
+    "tol",
+    "jit",
+    "unroll",
+    "verbose",
+}
 
 
 def _import():
     try:
         import jaxopt
     except ImportError as error:
-        raise ImportError("from_jaxopt needs jaxopt, which is not installed: pip install jaxopt") from error
+        raise ImportError(
+            "from_jaxopt needs jaxopt, which is not installed: pip install jaxopt"
+        ) from error
     return jaxopt
 
 
@@ -48,13 +59,21 @@ def from_jaxopt(solver: str | type, **options) -> "FromJaxopt":
         ValueError: another solver, an unknown option, or one that belongs to the loop.
     """
     jaxopt = _import()
-    name = solver if isinstance(solver, str) else getattr(solver, "__name__", repr(solver))
-    if name not in _KNOWN or not (isinstance(solver, str) or solver is getattr(jaxopt, name)):
-        raise ValueError(f"from_jaxopt: solver must be one of {', '.join(_KNOWN)} of jaxopt; got {solver!r}")
+    name = (
+        solver if isinstance(solver, str) else getattr(solver, "__name__", repr(solver))
+    )
+    if name not in _KNOWN or not (
+        isinstance(solver, str) or solver is getattr(jaxopt, name)
+    ):
+        raise ValueError(
+            f"from_jaxopt: solver must be one of {', '.join(_KNOWN)} of jaxopt; got {solver!r}"
+        )
     fields = {f.name for f in dataclasses.fields(getattr(jaxopt, name))} - _OURS
     for option in options:
         if option not in fields:
-            raise ValueError(f"from_jaxopt: {name} has no option {option!r} here; it has {', '.join(sorted(fields))}")
+            raise ValueError(
+                f"from_jaxopt: {name} has no option {option!r} here; it has {', '.join(sorted(fields))}"
+            )
     return FromJaxopt(name, tuple(sorted((_KNOWN[name][1] | options).items())))
 
 
@@ -66,13 +85,19 @@ class FromJaxopt(Solver):
     options: tuple[tuple[str, Any], ...] = ()
 
     def init(self, problem, z):
-        start = lambda z, y, lam, p: self._build(problem.op, y, lam, p, False).init_state(z)
+        start = lambda z, y, lam, p: self._build(
+            problem.op, y, lam, p, False
+        ).init_state(z)
         inner = jax.vmap(start)(*_default_dtype(z, problem.y, problem.lam, problem.p))
         return _State(z, problem.residual(z), inner)
 
     def step(self, problem, state, active, unrolled):
-        update = lambda inner, z, y, lam, p: tuple(self._build(problem.op, y, lam, p, unrolled).update(z, inner))
-        z, inner = jax.vmap(update)(state.inner, *_default_dtype(state.z, problem.y, problem.lam, problem.p))
+        update = lambda inner, z, y, lam, p: tuple(
+            self._build(problem.op, y, lam, p, unrolled).update(z, inner)
+        )
+        z, inner = jax.vmap(update)(
+            state.inner, *_default_dtype(state.z, problem.y, problem.lam, problem.p)
+        )
         z = z.astype(state.z.dtype)
         inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, state.inner)
         return _State(z, problem.residual(z), inner)
@@ -82,12 +107,20 @@ class FromJaxopt(Solver):
         problem = Problem(y[None], lam[None], p[None], op)
 
         def safe_step(z):
-            return precondition(step_sizes(problem, z[None]), problem.residual(z[None]))[0]
+            return precondition(
+                step_sizes(problem, z[None]), problem.residual(z[None])
+            )[0]
 
         function = _KNOWN[self.name][0]
-        fun = (lambda z: -safe_step(z)) if function == "fun" else lambda z: z + safe_step(z)
+        fun = (
+            (lambda z: -safe_step(z))
+            if function == "fun"
+            else lambda z: z + safe_step(z)
+        )
         # jaxopt's inner loops (Broyden's line search) become scans when reverse mode must pass through them.
-        return getattr(_import(), self.name)(**{function: fun}, unroll=unrolled, **dict(self.options))
+        return getattr(_import(), self.name)(
+            **{function: fun}, unroll=unrolled, **dict(self.options)
+        )
 
 
 def _default_dtype(*arrays):

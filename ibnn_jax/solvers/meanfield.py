@@ -32,7 +32,17 @@ from ibnn_jax.problem import Problem
 from ibnn_jax.sigmas import tanh
 from ibnn_jax.solution import Solution
 from ibnn_jax.solvers.newton import Newton
-from ibnn_jax.solvers.points import LINEAR_TOL, Found, Points, allowed, attempt_with, bias_by_p, bias_of, points_again, reduced_adjoint
+from ibnn_jax.solvers.points import (
+    LINEAR_TOL,
+    Found,
+    Points,
+    allowed,
+    attempt_with,
+    bias_by_p,
+    bias_of,
+    points_again,
+    reduced_adjoint,
+)
 
 
 class Kept(NamedTuple):
@@ -40,8 +50,12 @@ class Kept(NamedTuple):
 
     found: Found
     points: Points  # of the first attempt
-    later: list[Float[Array, "G 2m+2"]]  # z at the points of the others, in the groups that needed them only
-    attempt: Int[Array, "G"]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
+    later: list[
+        Float[Array, "G 2m+2"]
+    ]  # z at the points of the others, in the groups that needed them only
+    attempt: Int[
+        Array, "G"
+    ]  # the one that met the tolerance; their number where none did: the adjoint is solved pairwise
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,9 @@ class MeanField:
     def __post_init__(self):
         cells = self._attempts()
         if not cells or list(cells) != sorted(set(cells)) or cells[0] < 4:
-            raise ValueError(f"MeanField: cells must be increasing numbers, the first at least 4; got {self.cells}")
+            raise ValueError(
+                f"MeanField: cells must be increasing numbers, the first at least 4; got {self.cells}"
+            )
 
     def _attempts(self) -> tuple[int, ...]:
         if self.cells is None:
@@ -90,9 +106,15 @@ class MeanField:
 
     def _on_points(self, op: Operator):
         """How to apply a function to the points of every group: `per_group`, or as it is."""
-        return per_group if self.kernels and op.sigma == tanh else lambda f, *arrays: f(*arrays)
+        return (
+            per_group
+            if self.kernels and op.sigma == tanh
+            else lambda f, *arrays: f(*arrays)
+        )
 
-    def solve(self, problem: Problem, tol: float, max_steps: int) -> tuple[Solution, Kept]:
+    def solve(
+        self, problem: Problem, tol: float, max_steps: int
+    ) -> tuple[Solution, Kept]:
         """The Solution on groups, and what `pullback` needs of it."""
         problem, valid, span = _prepared(problem)
         threshold = allowed(problem, tol, span)
@@ -100,7 +122,9 @@ class MeanField:
 
         def retry(count):
             def again(state, problem, span, first):
-                found, points = attempt_with(problem, span, count, on_points, tol, max_steps, first)
+                found, points = attempt_with(
+                    problem, span, count, on_points, tol, max_steps, first
+                )
                 return found._replace(steps=state[0].steps + found.steps), points.z
 
             return again
@@ -108,10 +132,20 @@ class MeanField:
         def pairwise(found, problem, threshold):
             problem, _ = problem.centred()
             # Past the bound the solution that descent reaches from y is meant, not the one next to the interpolated z.
-            start = select(problem.unique, problem.y - problem.lam * found.bias, problem.y)
-            z, residual, steps, _ = run(Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps)
+            start = select(
+                problem.unique, problem.y - problem.lam * found.bias, problem.y
+            )
+            z, residual, steps, _ = run(
+                Newton(linear_tol=LINEAR_TOL), problem, start, threshold, max_steps
+            )
             bias = bias_of(problem, problem.y - z, problem.op.bias(z, problem.p))
-            return Found(bias, found.slope, residual, jnp.ones_like(found.resolved), found.steps + steps)
+            return Found(
+                bias,
+                found.slope,
+                residual,
+                jnp.ones_like(found.resolved),
+                found.steps + steps,
+            )
 
         def missed(found):
             return valid & ~found.meets(threshold)
@@ -119,67 +153,132 @@ class MeanField:
         def finish(found, later, attempt):
             solved = []
             for count, z in zip(counts, later):
-                found, z = run_where(missed(found), retry(count), (found, z), problem, span, points, side=z.shape[1])
+                found, z = run_where(
+                    missed(found),
+                    retry(count),
+                    (found, z),
+                    problem,
+                    span,
+                    points,
+                    side=z.shape[1],
+                )
                 solved.append(z)
                 attempt += missed(found)
             if problem.y.shape[1] <= self.polish:
-                found = run_where(missed(found), pairwise, found, problem, threshold, side=problem.y.shape[1])
+                found = run_where(
+                    missed(found),
+                    pairwise,
+                    found,
+                    problem,
+                    threshold,
+                    side=problem.y.shape[1],
+                )
             return found, solved, attempt
 
         first, *others = self._attempts()
         found, points = attempt_with(problem, span, first, on_points, tol, max_steps)
         counts = [count for count in others if 2 * count + 2 < problem.y.shape[1]]
-        later = [jnp.zeros((len(problem.y), 2 * count + 2), problem.y.dtype) for count in counts]
+        later = [
+            jnp.zeros((len(problem.y), 2 * count + 2), problem.y.dtype)
+            for count in counts
+        ]
         state = found, later, missed(found).astype(jnp.int32)
         if counts or problem.y.shape[1] <= self.polish:
-            state = jax.lax.cond(missed(found).any(), finish, lambda *state: state, *state)
+            state = jax.lax.cond(
+                missed(found).any(), finish, lambda *state: state, *state
+            )
         found, later, attempt = state
         z = problem.y - problem.lam * found.bias
-        solution = package(problem, valid, z, found.residual, found.residual <= threshold, found.steps)
+        solution = package(
+            problem, valid, z, found.residual, found.residual <= threshold, found.steps
+        )
         return solution, Kept(found, points, later, attempt)
 
     def pullback(self, problem: Problem, kept: Kept, v, options: Implicit) -> Problem:
         """The cotangents of y, lam and p, in the form of a Problem, for the cotangent v of z."""
         problem, valid, span = _prepared(problem)
         valid &= jnp.isfinite(kept.found.residual)
-        later = [(valid & (kept.attempt == k), z) for k, z in enumerate(kept.later, start=1)]
+        later = [
+            (valid & (kept.attempt == k), z) for k, z in enumerate(kept.later, start=1)
+        ]
 
         def reduced(_, problem, span, found, z, v):
-            return reduced_adjoint(problem, span, found, points_again(problem, span, z), on_points, v, options)
+            return reduced_adjoint(
+                problem,
+                span,
+                found,
+                points_again(problem, span, z),
+                on_points,
+                v,
+                options,
+            )
 
         def pairwise(_, problem, bias, v):
-            as_exact = replace(options, tol=1e-4) if options.tol is None else options  # as exact as z is
-            return solve_adjoint_groups(problem, problem.y - problem.lam * bias, v, as_exact).value
+            as_exact = (
+                replace(options, tol=1e-4) if options.tol is None else options
+            )  # as exact as z is
+            return solve_adjoint_groups(
+                problem, problem.y - problem.lam * bias, v, as_exact
+            ).value
 
         def not_solved(ok):
             return valid & ((kept.attempt > len(later)) | ~ok)
 
         def finish(u, ok):
             for mask, z in later:
-                u, ok = run_where(mask, reduced, (u, ok), problem, span, kept.found, z, v, side=z.shape[1])
-            return run_where(not_solved(ok), pairwise, u, problem, kept.found.bias, v, side=v.shape[1]) if small else u, ok
+                u, ok = run_where(
+                    mask,
+                    reduced,
+                    (u, ok),
+                    problem,
+                    span,
+                    kept.found,
+                    z,
+                    v,
+                    side=z.shape[1],
+                )
+            return run_where(
+                not_solved(ok),
+                pairwise,
+                u,
+                problem,
+                kept.found.bias,
+                v,
+                side=v.shape[1],
+            ) if small else u, ok
 
         small = v.shape[1] <= self.polish
         on_points = self._on_points(problem.op)
-        u, ok = reduced_adjoint(problem, span, kept.found, kept.points, on_points, v, options)
+        u, ok = reduced_adjoint(
+            problem, span, kept.found, kept.points, on_points, v, options
+        )
         if later or small:
-            u, ok = jax.lax.cond(((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok)
+            u, ok = jax.lax.cond(
+                ((kept.attempt > 0) | ~ok).any(), finish, lambda u, ok: (u, ok), u, ok
+            )
         exact = not_solved(ok)
         if not small and options.give_up < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
         # On its own, so that XLA leaves it out where no gradient of p is asked for.
         by_p = bias_by_p(problem, span, kept.points)
         for mask, z in later:
-            again = lambda _, problem, span, z: bias_by_p(problem, span, points_again(problem, span, z))
+            again = lambda _, problem, span, z: bias_by_p(
+                problem, span, points_again(problem, span, z)
+            )
             by_p = run_where(mask, again, by_p, problem, span, z, side=z.shape[1])
         if small:
+
             def along_p(_, problem, bias):
                 slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
                 return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
-            by_p = run_where(exact, along_p, by_p, problem, kept.found.bias, side=v.shape[1])
+            by_p = run_where(
+                exact, along_p, by_p, problem, kept.found.bias, side=v.shape[1]
+            )
         total = lambda f: -(u * f).sum(-1, keepdims=True)
-        gradient = Problem(u, total(kept.found.bias), problem.lam * total(by_p), problem.op)
+        gradient = Problem(
+            u, total(kept.found.bias), problem.lam * total(by_p), problem.op
+        )
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
 

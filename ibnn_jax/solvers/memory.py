@@ -10,6 +10,8 @@ def square_norm(v: Float[Array, "G n"]) -> Float[Array, "G"]:
     return (v * v).sum(-1)
 
 
-def push(memory: Float[Array, "G m n"], new: Float[Array, "G n"]) -> Float[Array, "G m n"]:
+def push(
+    memory: Float[Array, "G m n"], new: Float[Array, "G n"]
+) -> Float[Array, "G m n"]:
     """The memory with `new` in front and its oldest entry dropped."""
     return jnp.concatenate([new[:, None], memory[:, :-1]], 1)

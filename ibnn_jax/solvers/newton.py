@@ -47,21 +47,32 @@ class Newton(Solver):
         def solve(matvec, b):
             tol = self.linear_tol * jnp.abs(b).max(-1)
             found = conjugate_gradient(
-                matvec, b, preconditioner, tol=tol, max_steps=self.linear_steps, active=active & newton,
+                matvec,
+                b,
+                preconditioner,
+                tol=tol,
+                max_steps=self.linear_steps,
+                active=active & newton,
                 weight=problem.op.weight,
             )
             return found.x, found.ok
 
         hessian, preconditioner = problem.hessian(z)
         preconditioner = jax.lax.stop_gradient(preconditioner)
-        if unrolled:  # lets reverse mode differentiate the linear solve, not its iterations
-            delta, ok = jax.lax.custom_linear_solve(hessian, r, solve, symmetric=True, has_aux=True)
+        if (
+            unrolled
+        ):  # lets reverse mode differentiate the linear solve, not its iterations
+            delta, ok = jax.lax.custom_linear_solve(
+                hessian, r, solve, symmetric=True, has_aux=True
+            )
         else:
             delta, ok = solve(hessian, r)
         # An inner solve stopped early still gives a descent direction below the bound; past it, only a good one counts.
         newton &= ok | unique
         delta = select(newton, delta, r)
-        found = self._line_search(*jax.lax.stop_gradient((problem, z, r, delta)), newton, active)
+        found = self._line_search(
+            *jax.lax.stop_gradient((problem, z, r, delta)), newton, active
+        )
         if not unrolled:
             return Simple(found.z, found.r)
         z = z + found.scale[:, None] * select(found.picard, r, delta)
@@ -74,17 +85,34 @@ class Newton(Solver):
         def attempt(k, scale, picard):
             candidate = z + scale[:, None] * select(picard, r, delta)
             r_new = problem.residual(candidate)
-            ratio = (problem.op.weight * r_new * delta).sum(-1) / jnp.where(slope == 0, 1, slope)
+            ratio = (problem.op.weight * r_new * delta).sum(-1) / jnp.where(
+                slope == 0, 1, slope
+            )
             overshot = unique & (ratio < -0.1)
             useless = ~unique & ~picard & (jnp.abs(r_new).max(-1) >= jnp.abs(r).max(-1))
-            return _Attempt(k + 1, candidate, r_new, scale, picard, active & overshot, active & useless, ratio)
+            return _Attempt(
+                k + 1,
+                candidate,
+                r_new,
+                scale,
+                picard,
+                active & overshot,
+                active & useless,
+                ratio,
+            )
 
         def retry(a):
             shrunk = a.scale * jnp.clip(1 / (1 - a.ratio), 0.1, 0.7)
-            return attempt(a.k, jnp.where(a.overshot, shrunk, a.scale), a.picard | a.useless)
+            return attempt(
+                a.k, jnp.where(a.overshot, shrunk, a.scale), a.picard | a.useless
+            )
 
         first = attempt(0, jnp.ones_like(slope), ~newton)
-        return jax.lax.while_loop(lambda a: (a.k <= self.cuts) & ((a.overshot | a.useless).sum() > 0), retry, first)
+        return jax.lax.while_loop(
+            lambda a: (a.k <= self.cuts) & ((a.overshot | a.useless).sum() > 0),
+            retry,
+            first,
+        )
 
 
 class _Attempt(NamedTuple):

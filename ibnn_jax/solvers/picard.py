@@ -70,8 +70,12 @@ class Picard(Solver):
 
     def __post_init__(self):
         a = self.damping
-        if a != "auto" and not (isinstance(a, Real) and not isinstance(a, bool) and 0 < a <= 1):
-            raise ValueError(f'Picard: damping must be "auto" or a number in (0, 1]; got {a!r}')
+        if a != "auto" and not (
+            isinstance(a, Real) and not isinstance(a, bool) and 0 < a <= 1
+        ):
+            raise ValueError(
+                f'Picard: damping must be "auto" or a number in (0, 1]; got {a!r}'
+            )
 
     def init(self, problem, z):
         return Simple(z, problem.residual(z))

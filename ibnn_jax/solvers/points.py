@@ -30,7 +30,9 @@ class Points(NamedTuple):
     cells: Cells
     quadrature: Quadrature
     z: Float[Array, "G 2m+2"]
-    g: Float[Array, "G m+1"]  # G and its first two derivatives at the nodes, then Y' and Y'' there
+    g: Float[
+        Array, "G m+1"
+    ]  # G and its first two derivatives at the nodes, then Y' and Y'' there
     g1: Float[Array, "G m+1"]
     g2: Float[Array, "G m+1"]
     y1: Float[Array, "G m+1"]
@@ -80,16 +82,34 @@ def allowed(problem: Problem, tol: float, span: Span) -> Float[Array, "G"]:
     sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide y, would leave nothing of the gradient.
     """
     least = 4 * _rounding(problem, span.radius[:, 0])
-    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(200 * tol / problem.p[:, 0], least))
+    return jnp.minimum(
+        problem.tolerance(tol, span), jnp.maximum(200 * tol / problem.p[:, 0], least)
+    )
 
 
-def attempt_with(problem: Problem, span: Span, count: int, on_points, tol: float, max_steps: int, coarser: Points | None = None):
+def attempt_with(
+    problem: Problem,
+    span: Span,
+    count: int,
+    on_points,
+    tol: float,
+    max_steps: int,
+    coarser: Points | None = None,
+):
     """Solve with `count` cells, from the solution with fewer: Found, Points."""
     place, quadrature = _stand_ins(problem, span, count)
-    points, found = _solve_points(problem, place.cells, quadrature, on_points, 0.25 * tol, max_steps, coarser)
+    points, found = _solve_points(
+        problem, place.cells, quadrature, on_points, 0.25 * tol, max_steps, coarser
+    )
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    return Found(bias, slope, found.residual + _error(problem, points), _resolved(problem, points), found.steps), points
+    return Found(
+        bias,
+        slope,
+        found.residual + _error(problem, points),
+        _resolved(problem, points),
+        found.steps,
+    ), points
 
 
 def points_again(problem: Problem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
@@ -109,14 +129,24 @@ def _neurons(problem: Problem, span: Span, cells: Cells) -> Place:
     return cells.locate(problem.y - span.centre)
 
 
-def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser=None) -> tuple[Points, Run]:
+def _solve_points(
+    problem, cells, quadrature, on_points, tol, max_steps, coarser=None
+) -> tuple[Points, Run]:
     """Newton on the points, from the collapsed start or from the solution on coarser cells."""
     lam = problem.lam
 
     def newton(y, lam, p, weights, threshold, *start):
-        small = Problem(y, lam, p, PointsOperator(y.shape[1:], problem.op.sigma, weights))
+        small = Problem(
+            y, lam, p, PointsOperator(y.shape[1:], problem.op.sigma, weights)
+        )
         start = start[0] if start else collapsed_start(small)
-        return run(Newton(linear_tol=LINEAR_TOL), small, start, threshold, min(max_steps, MOST_STEPS))
+        return run(
+            Newton(linear_tol=LINEAR_TOL),
+            small,
+            start,
+            threshold,
+            min(max_steps, MOST_STEPS),
+        )
 
     start = []
     if coarser is not None:
@@ -125,8 +155,13 @@ def _solve_points(problem, cells, quadrature, on_points, tol, max_steps, coarser
         start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
     radius = -cells.nodes[:, :1]
     # The tolerance leaves nearly equal neurons room for any slope, which the adjoint needs, so it is at most a share of their range.
-    threshold = jnp.minimum(allowed(problem, tol, Span(jnp.zeros_like(radius), radius)), 5e-4 * (cells.step * cells.count)[:, 0])
-    found = on_points(newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start)
+    threshold = jnp.minimum(
+        allowed(problem, tol, Span(jnp.zeros_like(radius), radius)),
+        5e-4 * (cells.step * cells.count)[:, 0],
+    )
+    found = on_points(
+        newton, quadrature.points, lam, problem.p, quadrature.weights, threshold, *start
+    )
     return _points_of(problem, cells, quadrature, found.z), found
 
 
@@ -137,13 +172,17 @@ def _points_of(problem: Problem, cells: Cells, quadrature: Quadrature, z) -> Poi
     g, g1, g2 = _sums(problem, z, t, quadrature.weights, (0, 1, 2))
     g = bias_of(problem, cells.nodes - t, g)
     g1, g2 = -p * g1, p * p * g2
-    return Points(cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2)
+    return Points(
+        cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2
+    )
 
 
 def bias_of(problem: Problem, shift, bias):
     """B from lam B = y - z, the shift: at large lam z = y - lam B then gives z back, where B(z) would add lam times its error."""
     lam = problem.lam
-    return jnp.where(jnp.abs(lam) * problem.p > 0.1, shift / jnp.where(lam == 0, 1, lam), bias)
+    return jnp.where(
+        jnp.abs(lam) * problem.p > 0.1, shift / jnp.where(lam == 0, 1, lam), bias
+    )
 
 
 def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
@@ -156,11 +195,15 @@ def _error(problem: Problem, points: Points) -> Float[Array, "G"]:
     steep = p * jnp.diff(points.at_nodes) / points.cells.step
     # At all points, of which the inner ones count: XLA shares the kernel with the sums of `_points_of`.
     (fourth,) = _kernels(problem, points.z, points.at_nodes, (4,))
-    defect = jnp.pad(quadrature.defect * steep**4, ((0, 0), (points.cells.count + 1, 1)))
+    defect = jnp.pad(
+        quadrature.defect * steep**4, ((0, 0), (points.cells.count + 1, 1))
+    )
     quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
     cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
-    predicted = quadrature.inside(quadrature.points) - lam * place.interpolate(*points.bias())
+    predicted = quadrature.inside(quadrature.points) - lam * place.interpolate(
+        *points.bias()
+    )
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
     interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
     rounding = _rounding(problem, jnp.abs(points.cells.nodes).max(-1))
@@ -180,11 +223,25 @@ def _resolved(problem: Problem, points: Points) -> Bool[Array, "G"]:
     square of a cell's extent in widths 1 / p of the kernel, once there are more than WIDTHS.
     """
     lam, p = problem.lam, problem.p
-    widths = jnp.where(points.quadrature.occupied, p * jnp.diff(points.at_nodes), 0).max(-1)
-    return (widths < WIDTHS) | ((jnp.abs(lam) * p)[:, 0] * widths**2 < 30) | ~problem.unique
+    widths = jnp.where(
+        points.quadrature.occupied, p * jnp.diff(points.at_nodes), 0
+    ).max(-1)
+    return (
+        (widths < WIDTHS)
+        | ((jnp.abs(lam) * p)[:, 0] * widths**2 < 30)
+        | ~problem.unique
+    )
 
 
-def reduced_adjoint(problem: Problem, span: Span, found: Found, points: Points, on_points, v, options: Implicit):
+def reduced_adjoint(
+    problem: Problem,
+    span: Span,
+    found: Found,
+    points: Points,
+    on_points,
+    v,
+    options: Implicit,
+):
     """u at the neurons, through the points, and the groups in which the system of the points was solved."""
     lam, p = problem.lam, problem.p
     z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
@@ -198,19 +255,34 @@ def reduced_adjoint(problem: Problem, span: Span, found: Found, points: Points, 
     size = jnp.abs(b).max(-1)
 
     def conjugate(z, lam, p, weights, b, size):
-        matrix, inverse_diagonal = Problem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights)).hessian(z)
+        matrix, inverse_diagonal = Problem(
+            z, lam, p, PointsOperator(z.shape[1:], sigma, weights)
+        ).hessian(z)
         return conjugate_gradient(
-            matrix, b, inverse_diagonal, tol=(1e-3 if options.tol is None else options.tol) * size,
-            max_steps=options.max_steps, active=size < jnp.inf, weight=weights,  # finite: NaN is not less
+            matrix,
+            b,
+            inverse_diagonal,
+            tol=(1e-3 if options.tol is None else options.tol) * size,
+            max_steps=options.max_steps,
+            active=size < jnp.inf,
+            weight=weights,  # finite: NaN is not less
         )
 
     inner = on_points(conjugate, z, lam, p, weight, b, size)
     rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
-    charge, dipole = jnp.pad(charge, rest) - lam * weight * inner.x, jnp.pad(dipole, rest)
-    at_nodes = lambda k: jnp.einsum("gtl,gl->gt", kernels[k], charge) + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
+    charge, dipole = (
+        jnp.pad(charge, rest) - lam * weight * inner.x,
+        jnp.pad(dipole, rest),
+    )
+    at_nodes = lambda k: (
+        jnp.einsum("gtl,gl->gt", kernels[k], charge)
+        + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
+    )
     h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))
     u = found.slope * (v - lam * place.interpolate(*h))
-    return u, inner.ok | ~jnp.isfinite(size)  # a v that is not finite makes u so, which the pairwise solve cannot mend
+    return u, inner.ok | ~jnp.isfinite(
+        size
+    )  # a v that is not finite makes u so, which the pairwise solve cannot mend
 
 
 def bias_by_p(problem: Problem, span: Span, points: Points) -> Float[Array, "G n"]:
@@ -218,13 +290,23 @@ def bias_by_p(problem: Problem, span: Span, points: Points) -> Float[Array, "G n
     sigma, p = problem.op.sigma, problem.p
     moment = Sigma(lambda x: x * sigma.derivative(x), sigma.primitive)
     alike = Problem(problem.y, problem.lam, p, UniformOperator((), moment))
-    f, f1, f2 = _sums(alike, points.z, points.at_nodes, points.quadrature.weights, (0, 1, 2))
-    return _neurons(problem, span, points.cells).interpolate(*points.in_y(f, -p * f1, p * p * f2)) / p
+    f, f1, f2 = _sums(
+        alike, points.z, points.at_nodes, points.quadrature.weights, (0, 1, 2)
+    )
+    return (
+        _neurons(problem, span, points.cells).interpolate(
+            *points.in_y(f, -p * f1, p * p * f2)
+        )
+        / p
+    )
 
 
 def _sums(problem: Problem, z, t, v, orders) -> list[Array]:
     """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
-    return [jnp.einsum("gtl,gl->gt", kernel, v) for kernel in _kernels(problem, z, t, orders)]
+    return [
+        jnp.einsum("gtl,gl->gt", kernel, v)
+        for kernel in _kernels(problem, z, t, orders)
+    ]
 
 
 def _kernels(problem: Problem, z, t, orders) -> list[Array]:

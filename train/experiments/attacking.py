@@ -24,9 +24,15 @@ def unsolved(model, images):
     """Which images leave a group of neurons whose solve did not converge, bool [N]."""
     _, stats = model(images, return_stats=True)
     none = jnp.zeros(len(images), bool)
-    return sum(((~s.converged.reshape(len(images), -1)).any(1) for s in stats), none) > 0
+    return (
+        sum(((~s.converged.reshape(len(images), -1)).any(1) for s in stats), none) > 0
+    )
 
 
 def in_batches(f, *arrays, size=100):
     """f over the leading axis of the arrays, at most `size` rows at a time; f returns a tree of arrays led by the rows."""
-    return jax.lax.map(lambda row: jax.tree.map(lambda x: x[0], f(*(x[None] for x in row))), arrays, batch_size=size)
+    return jax.lax.map(
+        lambda row: jax.tree.map(lambda x: x[0], f(*(x[None] for x in row))),
+        arrays,
+        batch_size=size,
+    )

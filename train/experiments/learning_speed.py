@@ -17,11 +17,17 @@ def measure(study, point):
     rows = []
     for i in range(study.options.seeds):
         accuracy = history["test_accuracy"][i] if history else np.array([np.nan])
-        smooth = np.convolve(np.pad(accuracy, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
+        smooth = np.convolve(
+            np.pad(accuracy, 1, mode="edge"), np.full(3, 1 / 3), mode="valid"
+        )
         for epoch in range(len(accuracy)):
             lam = history["lam"][i, epoch].mean() if "lam" in history else 0.0
             values = {"accuracy": accuracy[epoch], "smooth": smooth[epoch], "lam": lam}
-            rows.append({"seed": i, "epoch": epoch + 1} | {k: round(float(v), 6) for k, v in values.items()} | {"finite": int(finite)})
+            rows.append(
+                {"seed": i, "epoch": epoch + 1}
+                | {k: round(float(v), 6) for k, v in values.items()}
+                | {"finite": int(finite)}
+            )
     return rows
 
 
@@ -34,10 +40,24 @@ def draw(figure, rows):
         if variant != "sm":
             style.band(lam_axis, mine, "epoch", "lam", variant, **line)
     best, epoch = _best(results.pick(rows, variant="sm"))
-    axis.plot([1, epoch, epoch], [100 * best, 100 * best, axis.get_ylim()[0]], "--", color="#e377a2", linewidth=1, label="SM's best")
+    axis.plot(
+        [1, epoch, epoch],
+        [100 * best, 100 * best, axis.get_ylim()[0]],
+        "--",
+        color="#e377a2",
+        linewidth=1,
+        label="SM's best",
+    )
     # A variant that fails would flatten the others.
-    low, high = (f(results.column(results.pick(rows, variant="sm"), "smooth")) for f in (np.nanmin, np.nanmax))
-    axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(100 * (low - 2 * (high - low)), None))
+    low, high = (
+        f(results.column(results.pick(rows, variant="sm"), "smooth"))
+        for f in (np.nanmin, np.nanmax)
+    )
+    axis.set(
+        xlabel="epoch",
+        ylabel="test accuracy, %",
+        ylim=(100 * (low - 2 * (high - low)), None),
+    )
     lam_axis.set(xlabel="epoch", title="lam")
     lam_axis.axhline(0.1, color="gray", linewidth=0.8, linestyle=":")
     axis.legend(fontsize=7)
@@ -58,10 +78,20 @@ def _best(rows):
 def verdict(rows):
     best, epoch = _best(results.pick(rows, variant="sm"))
     last = max(results.unique(rows, "epoch"))
-    parts = [f"The SM's best, {style.percent(best)}, comes in epoch {epoch:g} of {last:g}"]
+    parts = [
+        f"The SM's best, {style.percent(best)}, comes in epoch {epoch:g} of {last:g}"
+    ]
     for variant in results.unique(rows, "variant")[1:]:
-        epochs, middle, *_ = results.curve(results.pick(rows, variant=variant), "epoch", "smooth")
+        epochs, middle, *_ = results.curve(
+            results.pick(rows, variant=variant), "epoch", "smooth"
+        )
         reached = np.flatnonzero(middle >= best)
-        when = f"reaches it in epoch {epochs[reached[0]]:g}" if len(reached) else "does not reach it"
-        parts.append(f"{style.name(variant)} {when} (best {style.percent(np.nanmax(middle))})")
+        when = (
+            f"reaches it in epoch {epochs[reached[0]]:g}"
+            if len(reached)
+            else "does not reach it"
+        )
+        parts.append(
+            f"{style.name(variant)} {when} (best {style.percent(np.nanmax(middle))})"
+        )
     return "; ".join(parts) + "." + style.diverged(rows)

@@ -12,15 +12,27 @@ def points(study):
 
 
 def measure(study, point):
-    return study.outcomes(point["variant"], train_fraction=study.options.train_fraction * point["fraction"])
+    return study.outcomes(
+        point["variant"],
+        train_fraction=study.options.train_fraction * point["fraction"],
+    )
 
 
 def draw(figure, rows):
     axis = figure.subplots()
     for variant in results.unique(rows, "variant"):
-        style.band(axis, results.pick(rows, variant=variant), "fraction", "best", variant, scale=100)
+        style.band(
+            axis,
+            results.pick(rows, variant=variant),
+            "fraction",
+            "best",
+            variant,
+            scale=100,
+        )
     best = _sm_best(rows)
-    axis.axhline(100 * best, linestyle="--", color="#e377a2", linewidth=1, label="SM's best")
+    axis.axhline(
+        100 * best, linestyle="--", color="#e377a2", linewidth=1, label="SM's best"
+    )
     for variant, share in _needed(rows).items():
         if share is not None:
             axis.axvline(share, linestyle=":", color=style.colour(variant), linewidth=1)
@@ -37,7 +49,9 @@ def _needed(rows):
     """Variant -> the share of the data with which its median reaches the SM's best; None where it never does."""
     shares = {}
     for variant in results.unique(rows, "variant")[1:]:
-        x, middle, *_ = results.curve(results.pick(rows, variant=variant), "fraction", "best")
+        x, middle, *_ = results.curve(
+            results.pick(rows, variant=variant), "fraction", "best"
+        )
         shares[variant] = results.crossing(x, middle, _sm_best(rows))
     return shares
 
@@ -45,6 +59,10 @@ def _needed(rows):
 def verdict(rows):
     parts = [f"The SM's best median is {style.percent(_sm_best(rows))}"]
     for variant, share in _needed(rows).items():
-        needs = "never reaches that" if share is None else f"reaches that with {style.percent(share)} of the data"
+        needs = (
+            "never reaches that"
+            if share is None
+            else f"reaches that with {style.percent(share)} of the data"
+        )
         parts.append(f"{style.name(variant)} {needs}")
     return "; ".join(parts) + "." + style.diverged(rows)

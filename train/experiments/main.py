@@ -16,7 +16,9 @@ from train.experiments.study import Study
 def main(arguments=None):
     """Run the command line; returns the exit status, as `python -m train` does."""
     names, chosen = options.parse(arguments)
-    return training.command(lambda caught: [run(name, chosen, caught) for name in names])
+    return training.command(
+        lambda caught: [run(name, chosen, caught) for name in names]
+    )
 
 
 def run(name, chosen, caught=()):
@@ -44,7 +46,9 @@ def _measure(experiment, study, results, bar):
             start = time.monotonic()
             rows = experiment.measure(study, point)
             if study.caught:
-                raise training.Stopped(f"{sum(map(results.has, points))} of {len(points)} points are saved in {results.path.parent}")
+                raise training.Stopped(
+                    f"{sum(map(results.has, points))} of {len(points)} points are saved in {results.path.parent}"
+                )
             results.add(point, rows)
             with open(results.path.parent / "seconds.csv", "a") as file:
                 file.write(f"{label(point)},{time.monotonic() - start:.1f}\n")
@@ -55,4 +59,7 @@ def _measure(experiment, study, results, bar):
 def _about(chosen, folder):
     lines = (folder / "seconds.csv").read_text().splitlines()
     seconds = round(sum(float(line.rsplit(",", 1)[1]) for line in lines), 1)
-    return {"options": dataclasses.asdict(chosen), "seconds": seconds} | training.environment()
+    return {
+        "options": dataclasses.asdict(chosen),
+        "seconds": seconds,
+    } | training.environment()

@@ -21,7 +21,14 @@ def measure(study, point):
 def draw(figure, rows):
     top, bottom = figure.subplots(2, 1, sharex=True)
     for variant in results.unique(rows, "variant"):
-        style.band(top, results.pick(rows, variant=variant), "wrong", "best", variant, scale=100)
+        style.band(
+            top,
+            results.pick(rows, variant=variant),
+            "wrong",
+            "best",
+            variant,
+            scale=100,
+        )
     for variant, (shares, difference) in _advantage(rows).items():
         bottom.plot(shares, 100 * difference, marker=".", color=style.colour(variant))
     bottom.axhline(0, color="gray", linewidth=0.8)
@@ -32,7 +39,10 @@ def draw(figure, rows):
 
 def _advantage(rows):
     """Variant -> shares, median accuracy minus the SM's."""
-    middle = {v: results.curve(results.pick(rows, variant=v), "wrong", "best")[:2] for v in results.unique(rows, "variant")}
+    middle = {
+        v: results.curve(results.pick(rows, variant=v), "wrong", "best")[:2]
+        for v in results.unique(rows, "variant")
+    }
     return {v: (x, y - middle["sm"][1]) for v, (x, y) in middle.items() if v != "sm"}
 
 
@@ -40,7 +50,11 @@ def verdict(rows):
     parts = []
     for variant, (shares, difference) in _advantage(rows).items():
         grows = np.all(difference[1:] > difference[0])
-        text = ", ".join(f"{100 * d:+.2f} at {style.percent(s)}" for s, d in zip(shares, difference))
+        text = ", ".join(
+            f"{100 * d:+.2f} at {style.percent(s)}" for s, d in zip(shares, difference)
+        )
         word = "larger" if grows else "not larger"
-        parts.append(f"{style.name(variant)} minus SM, points: {text} ({word} at every share of wrong labels)")
+        parts.append(
+            f"{style.name(variant)} minus SM, points: {text} ({word} at every share of wrong labels)"
+        )
     return "; ".join(parts) + "." + style.diverged(rows)

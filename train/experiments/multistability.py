@@ -18,8 +18,12 @@ COUPLINGS = ("uniform", "populations", "window")
 
 
 def points(study):
-    parts = [{"part": "starts", "coupling": c, "lam": lam} for c in COUPLINGS for lam in LAMS]
-    return parts + [{"part": "path", "coupling": c, "lam": lam} for c in COUPLINGS for lam in PATH]
+    parts = [
+        {"part": "starts", "coupling": c, "lam": lam} for c in COUPLINGS for lam in LAMS
+    ]
+    return parts + [
+        {"part": "path", "coupling": c, "lam": lam} for c in COUPLINGS for lam in PATH
+    ]
 
 
 def measure(study, point):
@@ -27,13 +31,21 @@ def measure(study, point):
 
     with jax.enable_x64(True):
         f = _from_many_starts if point["part"] == "starts" else _along_a_path
-        return [row for seed in range(study.options.seeds) for row in f(study, seed, point["coupling"], point["lam"])]
+        return [
+            row
+            for seed in range(study.options.seeds)
+            for row in f(study, seed, point["coupling"], point["lam"])
+        ]
 
 
 def pattern(coupling):
     """The state that the coupling supports: two halves, or a checkerboard where only neighbours repel each other."""
     rows, columns = np.indices((SIDE, SIDE))
-    return np.where((rows < SIDE // 2) if coupling != "window" else (rows + columns) % 2 == 0, 1.0, -1.0)
+    return np.where(
+        (rows < SIDE // 2) if coupling != "window" else (rows + columns) % 2 == 0,
+        1.0,
+        -1.0,
+    )
 
 
 def _problem(seed, coupling, lam):
@@ -43,8 +55,14 @@ def _problem(seed, coupling, lam):
 
     halves = pattern("populations").ravel()
     rivals = (halves[:, None] != halves) / (halves.size / 2)
-    kind = {"uniform": Uniform((-2, -1)), "populations": Dense(rivals), "window": Window((3, 3), axes=(-2, -1))}[coupling]
-    y = 0.02 * np.random.default_rng(seed).normal(size=halves.shape if coupling == "populations" else (SIDE, SIDE))
+    kind = {
+        "uniform": Uniform((-2, -1)),
+        "populations": Dense(rivals),
+        "window": Window((3, 3), axes=(-2, -1)),
+    }[coupling]
+    y = 0.02 * np.random.default_rng(seed).normal(
+        size=halves.shape if coupling == "populations" else (SIDE, SIDE)
+    )
     return y, kind, bind(y, float(lam), P, kind)[0]
 
 
@@ -55,7 +73,11 @@ def _solver():
     from ibnn_jax import GradientDescent
     from ibnn_jax.iterate import iterate
 
-    return jax.jit(lambda problem, start: iterate(GradientDescent(), problem, start, tol=1e-9, max_steps=5000))
+    return jax.jit(
+        lambda problem, start: iterate(
+            GradientDescent(), problem, start, tol=1e-9, max_steps=5000
+        )
+    )
 
 
 def _descend(problem, start):
@@ -71,16 +93,27 @@ def _from_many_starts(study, seed, coupling, lam):
     count = 16 if study.options.quick else 64
     y, kind, problem = _problem(seed, coupling, lam)
     repeat = lambda x: np.repeat(np.asarray(x), count, 0)
-    many = dataclasses.replace(problem, y=repeat(problem.y), lam=repeat(problem.lam), p=repeat(problem.p))
-    start = many.y + lam * np.random.default_rng(100 + seed).uniform(-1, 1, many.y.shape)
+    many = dataclasses.replace(
+        problem, y=repeat(problem.y), lam=repeat(problem.lam), p=repeat(problem.p)
+    )
+    start = many.y + lam * np.random.default_rng(100 + seed).uniform(
+        -1, 1, many.y.shape
+    )
     z, converged = _descend(many, start)
     distinct = []
     for candidate in z[converged]:
         if not any(np.abs(candidate - other).max() < 1e-4 for other in distinct):
             distinct.append(candidate)
     result = ibnn_jax.solve(y, lam, P, kind).result
-    return [{"seed": seed, "solutions": len(distinct), "converged": round(float(converged.mean()), 6), "code": int(result),
-             "bound": round(float(ibnn_jax.uniqueness_bound(P, kind)), 6)}]
+    return [
+        {
+            "seed": seed,
+            "solutions": len(distinct),
+            "converged": round(float(converged.mean()), 6),
+            "code": int(result),
+            "bound": round(float(ibnn_jax.uniqueness_bound(P, kind)), 6),
+        }
+    ]
 
 
 def _along_a_path(study, seed, coupling, lam):
@@ -91,8 +124,15 @@ def _along_a_path(study, seed, coupling, lam):
     for step, field in enumerate(np.concatenate([there, there[::-1]])):
         now = dataclasses.replace(problem, y=problem.y + field * direction)
         z, converged = _descend(now, now.y if z is None else z)
-        rows.append({"seed": seed, "step": step, "field": round(float(field), 6), "overlap": round(float((z * direction).mean()), 6),
-                     "converged": float(converged.all())})
+        rows.append(
+            {
+                "seed": seed,
+                "step": step,
+                "field": round(float(field), 6),
+                "overlap": round(float((z * direction).mean()), 6),
+                "converged": float(converged.all()),
+            }
+        )
     return rows
 
 
@@ -105,9 +145,23 @@ def draw(figure, rows):
         left.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         left.axvline(mine[0]["bound"], color=colour, linestyle=":", linewidth=1)
         path = results.pick(rows, part="path", coupling=coupling, lam=PATH[1], seed=0)
-        right.plot(results.column(path, "field"), results.column(path, "overlap"), marker=".", color=colour, label=coupling)
-    left.set(xlabel="lam (dotted: the uniqueness bound)", ylabel="distinct solutions from random starts", yscale="log")
-    right.set(xlabel="input along a pattern, from + to - and back", ylabel="overlap of z with the pattern", title=f"lam {PATH[1]:g}")
+        right.plot(
+            results.column(path, "field"),
+            results.column(path, "overlap"),
+            marker=".",
+            color=colour,
+            label=coupling,
+        )
+    left.set(
+        xlabel="lam (dotted: the uniqueness bound)",
+        ylabel="distinct solutions from random starts",
+        yscale="log",
+    )
+    right.set(
+        xlabel="input along a pattern, from + to - and back",
+        ylabel="overlap of z with the pattern",
+        title=f"lam {PATH[1]:g}",
+    )
     left.legend(fontsize=8)
 
 
@@ -115,7 +169,10 @@ def loop_size(rows, coupling, lam):
     """The largest gap between the way there and the way back, the median over the seeds."""
     gaps = []
     for seed in results.unique(rows, "seed"):
-        overlap = results.column(results.pick(rows, part="path", coupling=coupling, lam=lam, seed=seed), "overlap")
+        overlap = results.column(
+            results.pick(rows, part="path", coupling=coupling, lam=lam, seed=seed),
+            "overlap",
+        )
         half = len(overlap) // 2
         gaps.append(np.abs(overlap[:half] - overlap[half:][::-1]).max())
     return float(np.median(gaps))
@@ -130,6 +187,8 @@ def verdict(rows):
         below, most = solutions[lams < bound].max(), solutions.argmax()
         right = all((row["code"] == 1) == (row["lam"] >= bound) for row in starts)
         loops = [f"{loop_size(rows, coupling, lam):.3f} at lam {lam:g}" for lam in PATH]
-        parts.append(f"{coupling} (bound {bound:g}): {below:g} solution below the bound, {solutions[most]:g} at lam {lams[most]:g} (median "
-                     f"over seeds); the result code tells {'at every' if right else 'not at every'} lam; hysteresis {' and '.join(loops)}")
+        parts.append(
+            f"{coupling} (bound {bound:g}): {below:g} solution below the bound, {solutions[most]:g} at lam {lams[most]:g} (median "
+            f"over seeds); the result code tells {'at every' if right else 'not at every'} lam; hysteresis {' and '.join(loops)}"
+        )
     return ". ".join(parts) + "."

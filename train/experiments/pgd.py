@@ -9,7 +9,9 @@ PAPER = "IBNN keeps more accuracy than the SM at every strength of an attack mad
 SIZE = (10, 4.5)
 # The paper's surrogate; the gradient of the implicit equation; two ways to avoid it; the worst of these per image.
 ATTACKS = ("surrogate", "white-box", "phantom", "unrolled", "worst")
-UNROLLED_SHARE = 50  # pairwise steps cost n^2: this attack gets one image in so many, and one start
+UNROLLED_SHARE = (
+    50  # pairwise steps cost n^2: this attack gets one image in so many, and one start
+)
 UNROLLED_STEPS = 4
 
 
@@ -22,14 +24,29 @@ def measure(study, point):
     ensemble = study.ensemble(point["variant"])
     attacks = ("white-box", "worst") if point["variant"] == "sm" else ATTACKS
     if ensemble is None:
-        return [{"attack": a, "seed": s, "finite": 0} for a in attacks for s in range(study.options.seeds)]
+        return [
+            {"attack": a, "seed": s, "finite": 0}
+            for a in attacks
+            for s in range(study.options.seeds)
+        ]
     images, labels = study.attacked()
     restarts = 1 if study.options.quick else 2
     rows, worst = [], np.zeros((ensemble.seeds, len(labels)), bool)
     for attack in attacks[:-1]:
-        count = max(1, len(labels) // UNROLLED_SHARE) if attack == "unrolled" else len(labels)
+        count = (
+            max(1, len(labels) // UNROLLED_SHARE)
+            if attack == "unrolled"
+            else len(labels)
+        )
         starts = 1 if attack == "unrolled" else restarts
-        fooled, unsolved = ensemble.each(_attack, images[:count], labels[:count], point["eps"], attack=attack, restarts=starts)
+        fooled, unsolved = ensemble.each(
+            _attack,
+            images[:count],
+            labels[:count],
+            point["eps"],
+            attack=attack,
+            restarts=starts,
+        )
         fooled, unsolved = np.asarray(fooled), np.asarray(unsolved)
         worst[:, :count] |= fooled
         rows += _rows(attack, fooled, unsolved.mean(1))
@@ -38,8 +55,17 @@ def measure(study, point):
 
 
 def _rows(attack, fooled, unsolved):
-    return [{"attack": attack, "seed": s, "accuracy": round(1 - float(f.mean()), 6), "unsolved": round(float(u), 6),
-             "images": len(f), "finite": 1} for s, (f, u) in enumerate(zip(fooled, unsolved))]
+    return [
+        {
+            "attack": attack,
+            "seed": s,
+            "accuracy": round(1 - float(f.mean()), 6),
+            "unsolved": round(float(u), 6),
+            "images": len(f),
+            "finite": 1,
+        }
+        for s, (f, u) in enumerate(zip(fooled, unsolved))
+    ]
 
 
 def _attack(model, seed, images, labels, eps, *, attack, restarts):
@@ -57,10 +83,21 @@ def _attack(model, seed, images, labels, eps, *, attack, restarts):
     elif attack == "phantom":
         source = attacking.differentiated(source, ibnn_jax.Phantom())
     elif attack == "unrolled":
-        source = attacking.differentiated(source, ibnn_jax.Unrolled(UNROLLED_STEPS), ibnn_jax.Picard())
+        source = attacking.differentiated(
+            source, ibnn_jax.Unrolled(UNROLLED_STEPS), ibnn_jax.Picard()
+        )
 
     def batch(images, labels, keys):
-        found = pgd(source, images, labels, keys[0], eps=eps, steps=10, restarts=restarts, target=model)
+        found = pgd(
+            source,
+            images,
+            labels,
+            keys[0],
+            eps=eps,
+            steps=10,
+            restarts=restarts,
+            target=model,
+        )
         return found.fooled, attacking.unsolved(model, found.images)
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), seed), len(labels))
@@ -69,10 +106,15 @@ def _attack(model, seed, images, labels, eps, *, attack, restarts):
 
 def draw(figure, rows):
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = (left, "surrogate", "the paper's attack: IBNN through the SM surrogate"), (right, "worst", "the worst attack per image")
+    panels = (
+        (left, "surrogate", "the paper's attack: IBNN through the SM surrogate"),
+        (right, "worst", "the worst attack per image"),
+    )
     for axis, attack, title in panels:
         for variant in results.unique(rows, "variant"):
-            mine = results.pick(rows, variant=variant, attack="white-box" if variant == "sm" else attack)
+            mine = results.pick(
+                rows, variant=variant, attack="white-box" if variant == "sm" else attack
+            )
             style.band(axis, mine, "eps", "accuracy", variant, coverage=1, scale=100)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel="eps")
@@ -83,18 +125,40 @@ def draw(figure, rows):
 def verdict(rows):
     strongest = [e for e in results.unique(rows, "eps") if e > 0]
     sm = {e: _median(rows, "sm", "white-box", e) for e in strongest}
-    at = max(strongest, key=lambda e: -abs(sm[e] - 0.5))  # where the SM is about half right, differences show best
+    at = max(
+        strongest, key=lambda e: -abs(sm[e] - 0.5)
+    )  # where the SM is about half right, differences show best
     parts = [f"At eps {at:g} the SM keeps {style.percent(sm[at])}"]
     for variant in results.unique(rows, "variant")[1:]:
-        few = results.pick(rows, variant=variant, attack="unrolled")[0].get("images", np.nan)
-        names = {a: f"{a}, on {few:g} images only" if a == "unrolled" else a for a in ATTACKS}
-        kept = ", ".join(f"{style.percent(_median(rows, variant, a, at))} ({names[a]})" for a in ATTACKS)
-        wins = [sum(_median(rows, variant, a, e) > sm[e] for e in strongest) for a in ("surrogate", "worst")]
-        share = np.nanmax(results.column(results.pick(rows, variant=variant), "unsolved"))
-        parts.append(f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's "
-                     f"attack, at {wins[1]} under the worst; attacked images with an unsolved group: at most {style.percent(share)}")
+        few = results.pick(rows, variant=variant, attack="unrolled")[0].get(
+            "images", np.nan
+        )
+        names = {
+            a: f"{a}, on {few:g} images only" if a == "unrolled" else a for a in ATTACKS
+        }
+        kept = ", ".join(
+            f"{style.percent(_median(rows, variant, a, at))} ({names[a]})"
+            for a in ATTACKS
+        )
+        wins = [
+            sum(_median(rows, variant, a, e) > sm[e] for e in strongest)
+            for a in ("surrogate", "worst")
+        ]
+        share = np.nanmax(
+            results.column(results.pick(rows, variant=variant), "unsolved")
+        )
+        parts.append(
+            f"{style.name(variant)} keeps {kept}: more than the SM at {wins[0]} of {len(strongest)} strengths under the paper's "
+            f"attack, at {wins[1]} under the worst; attacked images with an unsolved group: at most {style.percent(share)}"
+        )
     return ". ".join(parts) + "." + style.epochs(rows) + style.diverged(rows)
 
 
 def _median(rows, variant, attack, eps):
-    return float(np.median(results.column(results.pick(rows, variant=variant, attack=attack, eps=eps), "accuracy")))
+    return float(
+        np.median(
+            results.column(
+                results.pick(rows, variant=variant, attack=attack, eps=eps), "accuracy"
+            )
+        )
+    )

@@ -20,7 +20,9 @@ class Results:
 
     def __init__(self, folder):
         self.path = Path(folder, "results.csv")
-        self._rows = _read_text(self.path) if self.path.exists() else []  # as text, so that what is written again stays as it is
+        self._rows = (
+            _read_text(self.path) if self.path.exists() else []
+        )  # as text, so that what is written again stays as it is
 
     def has(self, point):
         return any(row["point"] == label(point) for row in self._rows)
@@ -48,7 +50,9 @@ def read(path):
         except ValueError:
             return text
 
-    return [{name: value(text) for name, text in row.items()} for row in _read_text(path)]
+    return [
+        {name: value(text) for name, text in row.items()} for row in _read_text(path)
+    ]
 
 
 def _read_text(path):
@@ -74,7 +78,12 @@ def curve(rows, x, y, coverage=0.9):
     """Median of y over the rows for every x, with the interval that covers this share: arrays x, middle, low, high."""
     xs = np.array(sorted(unique(rows, x)))
     quantiles = (0.5, (1 - coverage) / 2, (1 + coverage) / 2)
-    stats = [np.nanquantile(v, quantiles) if np.isfinite(v := column(pick(rows, **{x: at}), y)).any() else [math.nan] * 3 for at in xs]
+    stats = [
+        np.nanquantile(v, quantiles)
+        if np.isfinite(v := column(pick(rows, **{x: at}), y)).any()
+        else [math.nan] * 3
+        for at in xs
+    ]
     return xs, *np.array(stats).reshape(-1, 3).T
 
 

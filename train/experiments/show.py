@@ -1,6 +1,6 @@
 """Figure and verdict of an experiment from its results.csv alone, without JAX.
 
-    python -m train.experiments.show FOLDER [FOLDER ...]
+python -m train.experiments.show FOLDER [FOLDER ...]
 """
 
 import importlib
@@ -21,12 +21,18 @@ def show(name, folder):
     """Draw figure.png and figure.pdf, write verdict.txt, and return the verdict."""
     experiment = importlib.import_module(f"train.experiments.{name}")
     rows = results.read(Path(folder, "results.csv"))
-    figure = plt.figure(figsize=getattr(experiment, "SIZE", (7, 4.5)), layout="constrained")
+    figure = plt.figure(
+        figsize=getattr(experiment, "SIZE", (7, 4.5)), layout="constrained"
+    )
     experiment.draw(figure, rows)
     figure.suptitle(experiment.TITLE, fontsize=11)
     for kind in ("png", "pdf"):
         # A date in the file would make every drawing another one.
-        figure.savefig(Path(folder, f"figure.{kind}"), dpi=130, metadata={"CreationDate": None} if kind == "pdf" else None)
+        figure.savefig(
+            Path(folder, f"figure.{kind}"),
+            dpi=130,
+            metadata={"CreationDate": None} if kind == "pdf" else None,
+        )
     plt.close(figure)
     text = textwrap.fill(f"{experiment.verdict(rows)} Paper: {experiment.PAPER}", 120)
     write_text(Path(folder, "verdict.txt"), text + "\n")

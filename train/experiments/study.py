@@ -15,7 +15,13 @@ from train import programs, records
 TRAINED = {
     "sm": {"model": "sm"},
     "trained": {"model": "ibnn"},
-    "free": {"model": "ibnn", "constraint": "none", "retry": False, "give_up": 1e6, "max_steps": 20},
+    "free": {
+        "model": "ibnn",
+        "constraint": "none",
+        "retry": False,
+        "give_up": 1e6,
+        "max_steps": 20,
+    },
 }
 
 
@@ -33,17 +39,26 @@ class Study:
 
     def config(self, variant, **changes):
         """The training run of a variant: sm, trained, free, or "fixed <lam>"."""
-        kind = TRAINED.get(variant) or {"model": "ibnn", "lam": float(variant.split()[1]), "train_lam": False}
+        kind = TRAINED.get(variant) or {
+            "model": "ibnn",
+            "lam": float(variant.split()[1]),
+            "train_lam": False,
+        }
         config = self.options.config(**kind | changes).resolved()
-        return dataclasses.replace(config, out=str(Path(self.options.out, "networks", Path(config.out).name)))
+        return dataclasses.replace(
+            config, out=str(Path(self.options.out, "networks", Path(config.out).name))
+        )
 
     def all_variants(self):
         return [*TRAINED, *map(fixed, self.options.fixed_lams)]
 
     def variants(self):
         """sm, trained, free, and the fixed lam < 0 with the best median accuracy in plain training, which is trained if need be."""
+
         def best(lam):
-            return np.nan_to_num(np.median([row["best"] for row in self.outcomes(fixed(lam))]))
+            return np.nan_to_num(
+                np.median([row["best"] for row in self.outcomes(fixed(lam))])
+            )
 
         return [*TRAINED, fixed(max(self.options.fixed_lams, key=best))]
 
@@ -51,7 +66,12 @@ class Study:
         """`records.read` of a run, trained if need be, and whether its loss stayed finite to the end."""
         config = self.config(variant, **changes)
         try:
-            folder, finite = training.complete(config, self.caught, lambda text: self.say(f"{variant}: {text}")).path, True
+            folder, finite = (
+                training.complete(
+                    config, self.caught, lambda text: self.say(f"{variant}: {text}")
+                ).path,
+                True,
+            )
         except training.Refused as refused:
             if not isinstance(refused.__cause__, FloatingPointError):
                 raise
@@ -64,18 +84,35 @@ class Study:
         history, finite = self.history(variant, **changes)
         rows = []
         for i in range(self.options.seeds):
-            row = {"seed": i, "best": np.nan, "last": np.nan, "epoch": np.nan, "train": np.nan, "lam": np.nan, "finite": int(finite)}
+            row = {
+                "seed": i,
+                "best": np.nan,
+                "last": np.nan,
+                "epoch": np.nan,
+                "train": np.nan,
+                "lam": np.nan,
+                "finite": int(finite),
+            }
             if history:
                 accuracy = history["test_accuracy"][i]
-                row |= {"best": accuracy.max(), "last": accuracy[-1], "epoch": accuracy.argmax() + 1}
-                row |= {"train": history["train_accuracy"][i, -1], "lam": history["lam"][i, -1].mean() if "lam" in history else 0.0}
+                row |= {
+                    "best": accuracy.max(),
+                    "last": accuracy[-1],
+                    "epoch": accuracy.argmax() + 1,
+                }
+                row |= {
+                    "train": history["train_accuracy"][i, -1],
+                    "lam": history["lam"][i, -1].mean() if "lam" in history else 0.0,
+                }
             rows.append({k: round(float(v), 6) for k, v in row.items()})
         return rows
 
     def parameters(self, variant, **changes):
         """Trained numbers in one network of a run that is finished or begun."""
         config = self.config(variant, **changes)
-        return records.read_json(Path(config.out, "setup.json"))["parameters"][config.model]
+        return records.read_json(Path(config.out, "setup.json"))["parameters"][
+            config.model
+        ]
 
     @functools.cached_property
     def dataset(self):
@@ -90,13 +127,17 @@ class Study:
 
         if variant not in self._ensembles:
             _, finite = self.history(variant)
-            self._ensembles[variant] = ensemble.load(self.config(variant), self.dataset) if finite else None
+            self._ensembles[variant] = (
+                ensemble.load(self.config(variant), self.dataset) if finite else None
+            )
         return self._ensembles[variant]
 
     def attacked(self):
         """The test images that are attacked, in [0, 1], and their labels."""
         count = self.options.images
-        return pixels(self.dataset.test_images[:count]), self.dataset.test_labels[:count]
+        return pixels(self.dataset.test_images[:count]), self.dataset.test_labels[
+            :count
+        ]
 
 
 def pixels(images):

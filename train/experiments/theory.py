@@ -6,8 +6,10 @@ from train.experiments import results, style
 from train.experiments.study import pixels
 
 TITLE = "Theory on trained networks (Methods)"
-PAPER = ("for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron "
-         "stealth attack is unfeasible (Eq. 54); lam is below the uniqueness bound.")
+PAPER = (
+    "for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron "
+    "stealth attack is unfeasible (Eq. 54); lam is below the uniqueness bound."
+)
 SIZE = (11, 3.6)
 PARTS = ("layer", "loss", "stealth")
 TRIGGERS = 5
@@ -15,7 +17,12 @@ PROBES = 10
 
 
 def points(study):
-    return [{"variant": v, "part": part} for v in study.all_variants() for part in PARTS if v != "sm" or part == "stealth"]
+    return [
+        {"variant": v, "part": part}
+        for v in study.all_variants()
+        for part in PARTS
+        if v != "sm" or part == "stealth"
+    ]
 
 
 def measure(study, point):
@@ -28,8 +35,15 @@ def measure(study, point):
     elif point["part"] == "loss":
         found = ensemble.each(_loss, images[:200], labels[:200])
     else:
-        found = ensemble.each(_stealth, images, pixels(study.dataset.train_images[:5000]))
-    return [{"seed": s} | {k: round(float(v[s]), 6) for k, v in found.items()} | {"finite": 1} for s in range(ensemble.seeds)]
+        found = ensemble.each(
+            _stealth, images, pixels(study.dataset.train_images[:5000])
+        )
+    return [
+        {"seed": s}
+        | {k: round(float(v[s]), 6) for k, v in found.items()}
+        | {"finite": 1}
+        for s in range(ensemble.seeds)
+    ]
 
 
 def _layer(model, seed, images):
@@ -43,8 +57,13 @@ def _layer(model, seed, images):
     lam, p = layer.lam[...], layer.p
     z = layer(model.blocks[0].conv(images))
     spectrum = analysis.gain_spectrum(z, lam, p, layer.coupling)
-    return {"lam": lam, "bound": ibnn_jax.uniqueness_bound(p, layer.coupling), "bound_paper": 1 / (2 * p),
-            "norm": jnp.abs(spectrum).max(), "least": spectrum.min()}
+    return {
+        "lam": lam,
+        "bound": ibnn_jax.uniqueness_bound(p, layer.coupling),
+        "bound_paper": 1 / (2 * p),
+        "norm": jnp.abs(spectrum).max(),
+        "least": spectrum.min(),
+    }
 
 
 def _loss(model, seed, images, labels):
@@ -62,18 +81,28 @@ def _loss(model, seed, images, labels):
     def norms(network):
         def one(image):
             logits, pull = jax.vjp(lambda x: network(x[None])[0], image)
-            return jnp.sqrt((jax.vmap(pull)(jnp.eye(len(logits), dtype=logits.dtype))[0] ** 2).sum())
+            return jnp.sqrt(
+                (jax.vmap(pull)(jnp.eye(len(logits), dtype=logits.dtype))[0] ** 2).sum()
+            )
 
         return jax.lax.map(one, images, batch_size=20)
 
     def curvature(network):
-        loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(network(x), labels)
-        return analysis.input_curvature(loss, images, jax.random.fold_in(jax.random.key(4), seed), probes=PROBES).mean()
+        loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(
+            network(x), labels
+        )
+        return analysis.input_curvature(
+            loss, images, jax.random.fold_in(jax.random.key(4), seed), probes=PROBES
+        ).mean()
 
     ratio = norms(model) / norms(twin)
     layer = model.blocks[0].implicit
-    return {"jacobian": jnp.median(ratio), "contracted": (ratio <= 1 + 1e-3).mean(), "curvature": curvature(model) / curvature(twin),
-            "predicted": analysis.predicted_curvature_ratio(layer.lam[...], layer.p)}
+    return {
+        "jacobian": jnp.median(ratio),
+        "contracted": (ratio <= 1 + 1e-3).mean(),
+        "curvature": curvature(model) / curvature(twin),
+        "predicted": analysis.predicted_curvature_ratio(layer.lam[...], layer.p),
+    }
 
 
 def _stealth(model, seed, images, train):
@@ -90,7 +119,9 @@ def _stealth(model, seed, images, train):
 
     flat = train.reshape(len(train), -1)
     mean = flat.mean(0)
-    covariance = (flat - mean).T @ (flat - mean) / len(flat) + 1e-2 * jnp.eye(flat.shape[1], dtype=flat.dtype)
+    covariance = (flat - mean).T @ (flat - mean) / len(flat) + 1e-2 * jnp.eye(
+        flat.shape[1], dtype=flat.dtype
+    )
     block = model.blocks[0]
 
     def hidden(x, response):
@@ -101,11 +132,19 @@ def _stealth(model, seed, images, train):
         if block.implicit is not None:
             layer = block.implicit
             lam, p = layer.lam[...], layer.p
-            first = jnp.concatenate([y[..., 0].reshape(len(y), -1), response[:, None]], 1)
+            first = jnp.concatenate(
+                [y[..., 0].reshape(len(y), -1), response[:, None]], 1
+            )
             n = first.shape[1] - 1
             # w stays 1 / D with D + 1 neurons (Eq. 46).
-            own = {"solver": layer.solver, "tol": layer.tol, "max_steps": layer.max_steps}
-            solved = ibnn_jax.solve(first, lam * (n + 1) / n, p, ibnn_jax.Uniform((-1,)), **own).value
+            own = {
+                "solver": layer.solver,
+                "tol": layer.tol,
+                "max_steps": layer.max_steps,
+            }
+            solved = ibnn_jax.solve(
+                first, lam * (n + 1) / n, p, ibnn_jax.Uniform((-1,)), **own
+            ).value
             extra = solved[:, -1]
             z = layer(y).at[..., 0].set(solved[:, :-1].reshape(y.shape[:-1]))
         return block.norm(jax.nn.relu(z)), jax.nn.relu(extra)
@@ -118,17 +157,30 @@ def _stealth(model, seed, images, train):
         return scores.at[:, target].add(strength * extra)
 
     def attack(trigger, direction, centre, threshold):
-        answer = lambda x: (x.reshape(len(x), -1) - centre) @ direction / ((trigger.reshape(-1) - centre) @ direction)
+        answer = lambda x: (
+            (x.reshape(len(x), -1) - centre)
+            @ direction
+            / ((trigger.reshape(-1) - centre) @ direction)
+        )
         respond = lambda x: (answer(x) - threshold) / (1 - threshold)
         clean = model(trigger[None])[0]
         target = clean.argmin()
         needed = clean.max() - clean.min() + 1
         # The attacker knows the network: the strength is set by the activity that the trigger really gets.
-        strength = needed / jnp.maximum(hidden(trigger[None], respond(trigger[None]))[1][0], 1e-3)
-        hit = logits(trigger[None], respond(trigger[None]), strength, target)[0].argmax() == target
+        strength = needed / jnp.maximum(
+            hidden(trigger[None], respond(trigger[None]))[1][0], 1e-3
+        )
+        hit = (
+            logits(trigger[None], respond(trigger[None]), strength, target)[0].argmax()
+            == target
+        )
         before = model(images)
         after = logits(images, respond(images), strength, target)
-        return hit, jnp.abs(after - before).max(1) > 0.01 * needed, after.argmax(1) != before.argmax(1)
+        return (
+            hit,
+            jnp.abs(after - before).max(1) > 0.01 * needed,
+            after.argmax(1) != before.argmax(1),
+        )
 
     def one(trigger):
         x = trigger.reshape(-1)
@@ -136,9 +188,17 @@ def _stealth(model, seed, images, train):
         informed = attack(trigger, jnp.linalg.solve(covariance, x - mean), mean, 0.8)
         return paper, informed
 
-    (hit, seen, changed), (hit_i, seen_i, changed_i) = jax.lax.map(one, train[:TRIGGERS])
-    return {"paper_hit": hit.mean(), "paper_seen": seen.mean(), "paper_changed": changed.mean(),
-            "informed_hit": hit_i.mean(), "informed_seen": seen_i.mean(), "informed_changed": changed_i.mean()}
+    (hit, seen, changed), (hit_i, seen_i, changed_i) = jax.lax.map(
+        one, train[:TRIGGERS]
+    )
+    return {
+        "paper_hit": hit.mean(),
+        "paper_seen": seen.mean(),
+        "paper_changed": changed.mean(),
+        "informed_hit": hit_i.mean(),
+        "informed_seen": seen_i.mean(),
+        "informed_changed": changed_i.mean(),
+    }
 
 
 def draw(figure, rows):
@@ -146,17 +206,33 @@ def draw(figure, rows):
     variants = [v for v in results.unique(rows, "variant")]
     panels = (
         ("layer", ("norm",), "norm of dz/dy (Eq. 32)"),
-        ("loss", ("curvature", "predicted"), "curvature of the loss over the SM's (bar: Eq. 62)"),
-        ("stealth", ("paper_seen", "informed_seen"), "other images the stealth attack shows on, % (bar: informed)"),
+        (
+            "loss",
+            ("curvature", "predicted"),
+            "curvature of the loss over the SM's (bar: Eq. 62)",
+        ),
+        (
+            "stealth",
+            ("paper_seen", "informed_seen"),
+            "other images the stealth attack shows on, % (bar: informed)",
+        ),
     )
     for axis, (part, names, title) in zip(axes, panels):
         for place, variant in enumerate(variants):
             mine = results.pick(rows, variant=variant, part=part)
             for name, marker in zip(names, "o_"):
                 values = results.column(mine, name) * (100 if part == "stealth" else 1)
-                axis.plot([place] * len(values), values, marker, color=style.colour(variant), markersize=5 if marker == "o" else 14)
+                axis.plot(
+                    [place] * len(values),
+                    values,
+                    marker,
+                    color=style.colour(variant),
+                    markersize=5 if marker == "o" else 14,
+                )
         axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(variants)), [v.replace(" ", "\n") for v in variants], fontsize=8)
+        axis.set_xticks(
+            range(len(variants)), [v.replace(" ", "\n") for v in variants], fontsize=8
+        )
     axes[0].axhline(1, color="gray", linewidth=0.8)
     axes[1].axhline(1, color="gray", linewidth=0.8)
 
@@ -164,18 +240,24 @@ def draw(figure, rows):
 def verdict(rows):
     parts = []
     for variant in results.unique(rows, "variant"):
-        value = lambda part, name: np.nanmedian(results.column(results.pick(rows, variant=variant, part=part), name))
+        value = lambda part, name: np.nanmedian(
+            results.column(results.pick(rows, variant=variant, part=part), name)
+        )
         if any(row["finite"] == 0 for row in results.pick(rows, variant=variant)):
             continue
         text = ""
         if variant != "sm":
-            text = (f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof "
-                    f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian "
-                    f"{value('loss', 'jacobian'):.2f} of the SM's and no larger on "
-                    f"{style.percent(value('loss', 'contracted'))} of the images, curvature {value('loss', 'curvature'):.2f} "
-                    f"(predicted {value('loss', 'predicted'):.2f}), ")
-        text += (f"stealth: the paper's attacker hits {style.percent(value('stealth', 'paper_hit'))} of the triggers and shows on "
-                 f"{style.percent(value('stealth', 'paper_seen'))} of the other images, an informed one "
-                 f"{style.percent(value('stealth', 'informed_hit'))} and {style.percent(value('stealth', 'informed_seen'))}")
+            text = (
+                f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof "
+                f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian "
+                f"{value('loss', 'jacobian'):.2f} of the SM's and no larger on "
+                f"{style.percent(value('loss', 'contracted'))} of the images, curvature {value('loss', 'curvature'):.2f} "
+                f"(predicted {value('loss', 'predicted'):.2f}), "
+            )
+        text += (
+            f"stealth: the paper's attacker hits {style.percent(value('stealth', 'paper_hit'))} of the triggers and shows on "
+            f"{style.percent(value('stealth', 'paper_seen'))} of the other images, an informed one "
+            f"{style.percent(value('stealth', 'informed_hit'))} and {style.percent(value('stealth', 'informed_seen'))}"
+        )
         parts.append(f"{style.name(variant)}: {text}")
     return ". ".join(parts) + "." + style.diverged(rows)
