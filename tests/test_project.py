@@ -12,7 +12,7 @@ ORDER = [  # each may import from those above it only
     ["iterate", "linear", "cells", "kernels", "convolution", "solvers.memory"],
     ["adjoint"],
     ["solvers.picard", "solvers.newton", "solvers.gradient_descent"], ["solvers.anderson", "solvers.broyden", "solvers.jaxopt"],
-    ["solvers.points"], ["solvers.meanfield"], ["solve"], ["analysis", "layers"], ["models"], ["attacks.attacked"],
+    ["solvers.points"], ["solvers.meanfield"], ["solve"], ["layers", "robustness.curvature", "robustness.margin", "robustness.spectrum"], ["models"], ["attacks.attacked"],
     ["attacks.pgd", "attacks.pixle"],
 ]  # fmt: skip
 LEVEL = {

@@ -51,12 +51,12 @@ def _layer(model, seed, images):
     import jax.numpy as jnp
 
     import ibnn_jax
-    from ibnn_jax import analysis
+    from ibnn_jax import robustness
 
     layer = model.blocks[0].implicit
     lam, p = layer.lam[...], layer.p
     z = layer(model.blocks[0].conv(images))
-    spectrum = analysis.gain_spectrum(z, lam, p, layer.coupling)
+    spectrum = robustness.gain_spectrum(z, lam, p, layer.coupling)
     return {
         "lam": lam,
         "bound": ibnn_jax.uniqueness_bound(p, layer.coupling),
@@ -73,7 +73,7 @@ def _loss(model, seed, images, labels):
     import optax
     from flax import nnx
 
-    from ibnn_jax import analysis
+    from ibnn_jax import robustness
     from train.experiments import attacking
 
     twin = attacking.standard(nnx.clone(model))
@@ -91,7 +91,7 @@ def _loss(model, seed, images, labels):
         loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(
             network(x), labels
         )
-        return analysis.input_curvature(
+        return robustness.input_curvature(
             loss, images, jax.random.fold_in(jax.random.key(4), seed), probes=PROBES
         ).mean()
 
@@ -101,7 +101,7 @@ def _loss(model, seed, images, labels):
         "jacobian": jnp.median(ratio),
         "contracted": (ratio <= 1 + 1e-3).mean(),
         "curvature": curvature(model) / curvature(twin),
-        "predicted": analysis.predicted_curvature_ratio(layer.lam[...], layer.p),
+        "predicted": robustness.predicted_curvature_ratio(layer.lam[...], layer.p),
     }
 
 

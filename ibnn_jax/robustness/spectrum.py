@@ -1,0 +1,71 @@
+"""How an implicit layer stretches a change of its input."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.couplings import Coupling
+from ibnn_jax.problem import bind
+from ibnn_jax.solve import solve_adjoint
+
+
+def gain_spectrum(
+    z: Float[Array, "..."], lam: float | Array, p: float | Array, coupling: Coupling
+) -> Float[Array, "*groups n"]:
+    """The eigenvalues of the layer's Jacobian dz/dy at the solution z, ascending.
+
+        dz/dy = K_inf = (I + lam DB(z))^-1        (paper, Eqs. 28 and 32)
+
+    K_inf is symmetric, so its largest absolute eigenvalue is its spectral norm: 1 for
+    lam <= 0, where the layer never stretches, and more than 1 for lam > 0.
+
+    Args:
+        z: the solution, with its own axes.
+        lam, p, coupling: those that z solves; as in `ibnn_jax.solve`.
+
+    Returns:
+        n eigenvalues for each coupled group of n neurons. An n x n matrix is built for
+        each group: meant for groups of up to a few thousand neurons.
+
+    Raises:
+        ValueError: as `ibnn_jax.solve`.
+    """
+    problem, layout = bind(z, lam, p, coupling)
+    slopes, kernel = problem.op.linearised(problem.y, problem.p)
+
+    def column(e):
+        unit = jnp.broadcast_to(e, problem.y.shape)
+        return unit + problem.lam * (kernel(unit) - slopes * unit)
+
+    identity = jnp.eye(problem.y.shape[1], dtype=problem.y.dtype)
+    hessian = jnp.moveaxis(jax.lax.map(column, identity), 0, -1)
+    return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
+
+
+def gain(
+    z: Float[Array, "..."],
+    direction: Float[Array, "..."],
+    lam: float | Array,
+    p: float | Array,
+    coupling: Coupling,
+) -> Float[Array, "*groups"]:
+    """How much the layer stretches one direction of change of y: |K_inf d| / |d|.
+
+    It is the left side of the paper's Eq. (33) over that of a standard layer, and at
+    most 1 for lam <= 0 (Eq. 34, Proposition 6).
+
+    Args:
+        z: the solution, with its own axes.
+        direction: d, a change of y, of the shape of z.
+        lam, p, coupling: those that z solves; as in `ibnn_jax.solve`.
+
+    Returns:
+        One number for each coupled group; NaN where the linear system is not solved.
+
+    Raises:
+        ValueError: as `ibnn_jax.solve_adjoint`.
+    """
+    stretched = solve_adjoint(z, direction, lam, p, coupling).value
+    axes = coupling.coupled_axes(jnp.ndim(z))
+    return jnp.sqrt((stretched**2).sum(axes) / (direction**2).sum(axes))
