@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from train import main as training
+from train.errors import Stopped
 from train.experiments import main, options, results, show
 from train.experiments.study import Study
 
@@ -157,7 +157,7 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
         )
         patch.setattr(multistability, "measure", measure_some)
         broken = dataclasses.replace(tiny, out=str(tmp_path / "broken"))
-        with pytest.raises(RuntimeError if stop == "error" else training.Stopped):
+        with pytest.raises(RuntimeError if stop == "error" else Stopped):
             main.run("multistability", broken, caught)
         assert len(results.read(broken.folder("multistability") / "results.csv")) == 4
         patch.setattr(multistability, "measure", measure)
@@ -170,7 +170,7 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
 def test_a_training_that_diverges_is_a_result(tiny, tmp_path, monkeypatch):
     import dataclasses
 
-    from train import loop
+    from train.engine import loop
     from train.experiments import less_data
 
     def diverge(*_, **__):

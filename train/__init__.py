@@ -1,5 +1,5 @@
 """Train ensembles of UCN networks, IBNN and standard: ``python -m train --help``.
 
 Data goes one way: config -> data, schedule -> step -> loop -> checkpoint, records -> plots -> main.
-``config``, ``records`` and ``plots`` do not import JAX.
+``config``, ``runs.folder``, ``runs.summary`` and ``runs.plots`` do not import JAX.
 """

@@ -1,5 +1,5 @@
 import sys
 
-from train.main import main
+from train.cli import main
 
 sys.exit(main())

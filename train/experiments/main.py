@@ -6,19 +6,20 @@ import time
 
 from tqdm import tqdm
 
-from train import main as training
-from train import programs, records
+from train.command import run_command
+from train.engine import compile_cache
+from train.errors import Stopped
 from train.experiments import options, show
 from train.experiments.results import Results, label
 from train.experiments.study import Study
+from train.runs.folder import write_json
+from train.runs.session import environment
 
 
 def main(arguments=None):
     """Run the command line; returns the exit status, as `python -m train` does."""
     names, chosen = options.parse(arguments)
-    return training.command(
-        lambda caught: [run(name, chosen, caught) for name in names]
-    )
+    return run_command(lambda caught: [run(name, chosen, caught) for name in names])
 
 
 def run(name, chosen, caught=()):
@@ -32,7 +33,7 @@ def run(name, chosen, caught=()):
         with tqdm(desc=name, unit="point", dynamic_ncols=True) as bar:
             study = Study(chosen, caught, lambda text: bar.set_postfix_str(text[:100]))
             _measure(experiment, study, Results(folder), bar)
-        records.write_json(finished, {"experiment": name} | _about(chosen, folder))
+        write_json(finished, {"experiment": name} | _about(chosen, folder))
     print(show.show(name, folder), flush=True)
     return folder
 
@@ -46,13 +47,13 @@ def _measure(experiment, study, results, bar):
             start = time.monotonic()
             rows = experiment.measure(study, point)
             if study.caught:
-                raise training.Stopped(
+                raise Stopped(
                     f"{sum(map(results.has, points))} of {len(points)} points are saved in {results.path.parent}"
                 )
             results.add(point, rows)
             with open(results.path.parent / "seconds.csv", "a") as file:
                 file.write(f"{label(point)},{time.monotonic() - start:.1f}\n")
-            programs.release()
+            compile_cache.release()
         bar.update()
 
 
@@ -62,4 +63,4 @@ def _about(chosen, folder):
     return {
         "options": dataclasses.asdict(chosen),
         "seconds": seconds,
-    } | training.environment()
+    } | environment()

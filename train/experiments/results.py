@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.records import write_text
+from train.runs.folder import write_text
 
 
 def label(point):

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 from train.experiments import results
-from train.records import write_text
+from train.runs.folder import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, the backend comes first

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from train import main as training
-from train import programs, records
+from train.engine import compile_cache
+from train.errors import UserError
+from train.runs import folder as folders
+from train.runs.session import complete
 
 # The paper trains lam without a bound; below its bound the solution is unique; lam < 0 is what the theory of robustness assumes.
 # Past it exact solutions take a hundred times as long, and some adjoint systems have none that is good: like the authors' program, the
@@ -63,21 +65,21 @@ class Study:
         return [*TRAINED, fixed(max(self.options.fixed_lams, key=best))]
 
     def history(self, variant, **changes):
-        """`records.read` of a run, trained if need be, and whether its loss stayed finite to the end."""
+        """`folder.read` of a run, trained if need be, and whether its loss stayed finite to the end."""
         config = self.config(variant, **changes)
         try:
             folder, finite = (
-                training.complete(
+                complete(
                     config, self.caught, lambda text: self.say(f"{variant}: {text}")
                 ).path,
                 True,
             )
-        except training.Refused as refused:
-            if not isinstance(refused.__cause__, FloatingPointError):
+        except UserError as error:
+            if not isinstance(error.__cause__, FloatingPointError):
                 raise
             folder, finite = Path(config.out), False
-        programs.release()
-        return records.read(folder).get(config.model, {}), finite
+        compile_cache.release()
+        return folders.read(folder).get(config.model, {}), finite
 
     def outcomes(self, variant, **changes):
         """A row per seed: best, last (test accuracies), epoch (of the best), train (last), lam (learned, mean over layers), finite."""
@@ -110,20 +112,20 @@ class Study:
     def parameters(self, variant, **changes):
         """Trained numbers in one network of a run that is finished or begun."""
         config = self.config(variant, **changes)
-        return records.read_json(Path(config.out, "setup.json"))["parameters"][
+        return folders.read_json(Path(config.out, "setup.json"))["parameters"][
             config.model
         ]
 
     @functools.cached_property
     def dataset(self):
         """The data of the networks."""
-        from train import loop
+        from train.engine import loop
 
         return loop.prepare(self.config("sm"))
 
     def ensemble(self, variant):
-        """The trained networks of a variant (`train.ensemble.Ensemble`), read once; None if its training did not stay finite."""
-        from train import ensemble
+        """The trained networks of a variant (`train.runs.ensemble.Ensemble`), read once; None if its training did not stay finite."""
+        from train.runs import ensemble
 
         if variant not in self._ensembles:
             _, finite = self.history(variant)

@@ -53,10 +53,10 @@ def _measure(sm, seed, images, labels, lam, *, config, shape):
 
     import ibnn_jax
     from ibnn_jax.attacks import pgd
-    from train import step
+    from train.engine import model
     from train.experiments import attacking
 
-    model = step.build_model(config, *shape, jax.random.key(0), True)
+    model = model.build_model(config, *shape, jax.random.key(0), True)
     model.eval()
     ibnn_jax.transfer(sm, model)
     for layer in ibnn_jax.implicit_layers(model):

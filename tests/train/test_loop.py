@@ -10,8 +10,11 @@ from flax import nnx
 from jax._src import test_util as jtu
 
 import ibnn_jax
-from train import data, loop, step
+from train import data
 from train.config import Config
+from train.engine import loop
+from train.engine import model as models
+from train.engine import program as programs
 
 MODELS = ("sm", "ibnn")
 
@@ -94,7 +97,7 @@ def test_repeating_a_run_repeats_every_bit(runs, model):
 def test_one_compilation_per_shape(runs, model):
     """After one run, more epochs, other seeds and other rates compile nothing; another number of images does."""
     config = tiny(model)
-    program = step.build(config.resolved(), (8, 8, 1), 4, model == "ibnn")
+    program = programs.build(config.resolved(), (8, 8, 1), 4, model == "ibnn")
     functions = (program.init, program.epoch, program.evaluate)
     before = [f._cache_size() for f in functions]
     with jtu.count_jit_compilation_cache_miss() as compiled:
@@ -114,13 +117,13 @@ def test_evaluation_is_exact(runs, model):
     tests = tiny_data()
     run = runs[model]
     config = tiny(model, eval_batch_size=10).resolved()
-    program = step.build(config, tests.image_shape, tests.classes, model == "ibnn")
+    program = programs.build(config, tests.image_shape, tests.classes, model == "ibnn")
     found = program.evaluate(
         jax.tree.map(jnp.asarray, run.state),
         jnp.asarray(tests.test_images),
         jnp.asarray(tests.test_labels),
     )
-    reference = step.build_model(
+    reference = models.build_model(
         config, tests.image_shape, tests.classes, jax.random.key(0), model == "ibnn"
     )
     for row in range(3):
@@ -164,7 +167,7 @@ def test_sm_and_ibnn_start_from_the_same_weights():
 def test_warm_up_is_training_of_the_twin():
     """A warm-up from the rates of its own schedule equals an SM run over the same data order and rates."""
     tests, config = tiny_data(), tiny("sm", warmup_epochs=2)
-    program = step.build(config.resolved(), tests.image_shape, tests.classes, False)
+    program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(0), jnp.arange(3, dtype=jnp.uint32)
     )
@@ -197,13 +200,13 @@ def test_warm_up_is_training_of_the_twin():
 def test_one_step_is_sgd_with_momentum_and_clipping():
     """Two full-batch epochs against the update written out: v = 0.9 v + g clipped, x = x - rate v."""
     tests, config = tiny_data(train=16), tiny("sm", seeds=1, clip_norm=0.05)
-    program = step.build(config.resolved(), tests.image_shape, tests.classes, False)
+    program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
     keys = jax.random.split(jax.random.key(3), 1)
     images, labels = jnp.asarray(tests.train_images), jnp.asarray(tests.train_labels)
     state = program.init(keys)
 
     graph, params, rest = nnx.split(
-        step.build_model(config.resolved(), tests.image_shape, 4, keys[0], False),
+        models.build_model(config.resolved(), tests.image_shape, 4, keys[0], False),
         nnx.Param,
         ...,
     )
@@ -241,7 +244,7 @@ def test_every_image_is_seen_once_and_the_last_batch_is_filled():
     for size, steps in ((50, 4), (10, 1)):
         tests = tiny_data(train=size)
         config = tiny("sm", seeds=1).resolved()
-        program = step.build(config, tests.image_shape, tests.classes, False)
+        program = programs.build(config, tests.image_shape, tests.classes, False)
         keys = jax.random.split(jax.random.key(0), 1)
         _, losses, correct = program.epoch(
             program.init(keys),
@@ -266,7 +269,7 @@ def test_lam_is_kept_in_bounds(constraint, start, limit):
         solver="picard",
     )  # quick to compile
     assert (loop.train(config, tiny_data()).history["lam"] <= limit).all()
-    free = step.build_model(
+    free = models.build_model(
         tiny("ibnn", constraint="none").resolved(),
         (8, 8, 1),
         4,
@@ -332,7 +335,7 @@ def test_precision(runs, precision):
     """The weights stay float32; what is computed from them changes a little, or on a CPU with TF32 not at all."""
     config = tiny("ibnn", precision=precision).resolved()
     tests, run = tiny_data(), runs["ibnn"]
-    evaluate = step.build(config, tests.image_shape, tests.classes, True).evaluate
+    evaluate = programs.build(config, tests.image_shape, tests.classes, True).evaluate
     found = evaluate(
         jax.tree.map(jnp.asarray, run.state),
         jnp.asarray(tests.test_images),
@@ -346,7 +349,7 @@ def test_precision(runs, precision):
         precision != "bfloat16"
         or (found["loss"] != run.history["test_loss"][:, -1]).all()
     )
-    model = step.build_model(
+    model = models.build_model(
         config, tests.image_shape, tests.classes, jax.random.key(0), True
     )
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
@@ -358,7 +361,7 @@ def test_precision(runs, precision):
     "coupling, kind", [("layer", "Uniform"), ("pixel", "Uniform"), ("3x3", "Window")]
 )
 def test_couplings(coupling, kind):
-    model = step.build_model(
+    model = models.build_model(
         tiny("ibnn", coupling=coupling).resolved(),
         (8, 8, 1),
         4,
@@ -375,8 +378,8 @@ def test_both_is_two_runs():
 
 
 @pytest.mark.parametrize("changed, shape, cells", [
-    ({}, (28, 28, 1), step.CELLS_NEXT_TO_THE_BOUND),
-    ({"coupling": "layer"}, (8, 9, 1), step.CELLS_NEXT_TO_THE_BOUND),  # 144 neurons
+    ({}, (28, 28, 1), models.CELLS_NEXT_TO_THE_BOUND),
+    ({"coupling": "layer"}, (8, 9, 1), models.CELLS_NEXT_TO_THE_BOUND),  # 144 neurons
     ({"solver": "meanfield"}, (28, 28, 1), None),
     ({"retry": False}, (28, 28, 1), (15,)),
 ])  # fmt: skip
@@ -384,7 +387,7 @@ def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(
     changed, shape, cells, monkeypatch
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = step.build_model(
+    model = models.build_model(
         tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
     )
     assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(
@@ -398,7 +401,7 @@ def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(
 ])  # fmt: skip
 def test_elsewhere_the_library_chooses_the_solver(changed, shape, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = step.build_model(
+    model = models.build_model(
         tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
     )
     assert model.blocks[0].implicit.solver == "auto"
@@ -406,7 +409,7 @@ def test_elsewhere_the_library_chooses_the_solver(changed, shape, monkeypatch):
 
 def test_accelerators_have_attempts_of_their_own(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    model = step.build_model(
+    model = models.build_model(
         tiny("ibnn").resolved(), (28, 28, 1), 4, jax.random.key(0), True
     )
     assert model.blocks[0].implicit.solver == "auto"

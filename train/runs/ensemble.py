@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import checkpoint, loop, step
+from train.engine import loop
+from train.engine import program as programs
+from train.runs import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ def _compiled(network, f, static):
 
 def load(config, dataset):
     """The Ensemble in a run's folder. FileNotFoundError if it holds no checkpoint; ValueError if that is of another program."""
-    program = step.build(
+    program = programs.build(
         config, dataset.image_shape, dataset.classes, config.model == "ibnn"
     )
     template = loop.blank(

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import checkpoint, records
+from train.runs import checkpoint
+from train.runs import folder as folders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,8 @@ def test_end_to_end(finished):
         and "converged" in text
     )
     summary, config = (
-        records.read_json(folder / "summary.json"),
-        records.read_json(folder / "config.json"),
+        folders.read_json(folder / "summary.json"),
+        folders.read_json(folder / "config.json"),
     )
     assert (
         config["layers"] == 1
@@ -117,7 +118,7 @@ def test_end_to_end(finished):
         summary["parameters"]["ibnn"] == summary["parameters"]["sm"] + 1
         and summary["data"]["train_images"] == 40
     )
-    lines = records.read_lines(folder / "metrics.jsonl")
+    lines = folders.read_lines(folder / "metrics.jsonl")
     expected = [
         (model, seed, epoch)
         for model in ("sm", "ibnn")
@@ -226,7 +227,7 @@ def test_killed_runs_resume_to_the_same_bytes(finished, command, environment, tm
         whole / "metrics.jsonl"
     ).read_bytes()
     ours, theirs = (
-        records.read_json(f / "summary.json")["results"] for f in (folder, whole)
+        folders.read_json(f / "summary.json")["results"] for f in (folder, whole)
     )
     timeless = lambda results: {
         m: {k: v for k, v in r.items() if not k.startswith("seconds")}
@@ -248,8 +249,8 @@ def test_changed_data_is_refused(finished, command, environment, tmp_path):
     whole, _ = finished
     folder = tmp_path / "run"
     folder.mkdir()
-    config = records.read_json(whole / "config.json") | {"out": str(folder)}
-    setup = records.read_json(whole / "setup.json")
+    config = folders.read_json(whole / "config.json") | {"out": str(folder)}
+    setup = folders.read_json(whole / "setup.json")
     setup["data"]["fingerprint"] = "0" * 16
     for name, value in (("config.json", config), ("setup.json", setup)):
         (folder / name).write_text(json.dumps(value))

@@ -1,6 +1,6 @@
 """Curves of finished or unfinished runs, drawn from their files alone, without JAX.
 
-python -m train.plots RUN [RUN ...] [--out curves.png]
+python -m train.runs.plots RUN [RUN ...] [--out curves.png]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from train.records import read_all
+from train.runs.folder import read_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, the backend comes first
@@ -102,7 +102,7 @@ def _band(axis, values, colour, label, style="-"):
 
 def main():
     parser = argparse.ArgumentParser(
-        prog="python -m train.plots",
+        prog="python -m train.runs.plots",
         allow_abbrev=False,
         description="Draw the curves of runs.",
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import sharding
+from train.distributed import sharding
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OPTIONS = ["--dataset", "digits", "--train-fraction", "0.2", "--seeds", "4", "--warmup-epochs", "1", "--batch-size", "32",
            "--model", "both", "--tol", "1e-5", "--lr-max", "0.002", "--checkpoint-seconds", "0"]  # fmt: skip
 

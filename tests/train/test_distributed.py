@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import records
+from train.runs import folder as folders
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EPOCHS = 10
 OPTIONS = ["--dataset", "digits", "--train-fraction", "0.1", "--seeds", "4", "--warmup-epochs", "1", "--batch-size", "32",
            "--model", "ibnn", "--tol", "1e-5", "--lr-max", "0.002", "--epochs", str(EPOCHS)]  # fmt: skip
@@ -101,7 +101,7 @@ def end(*started):
 def stop(told, out, *others, epochs):
     """Send SIGTERM to one of the processes when so many epochs are written; what `end` gives for all."""
     while all(process.poll() is None for process in (told, *others)):
-        if len(records.read_lines(out / "metrics.jsonl")) >= 4 * epochs:
+        if len(folders.read_lines(out / "metrics.jsonl")) >= 4 * epochs:
             break
         time.sleep(0.01)
     told.send_signal(signal.SIGTERM)
@@ -109,7 +109,7 @@ def stop(told, out, *others, epochs):
 
 
 def assert_same(out, wanted):
-    found, wanted = records.read(out)["ibnn"], records.read(wanted)["ibnn"]
+    found, wanted = folders.read(out)["ibnn"], folders.read(wanted)["ibnn"]
     assert found["test_loss"].shape == (4, EPOCHS)
     np.testing.assert_allclose(found["train_loss"], wanted["train_loss"], rtol=2e-3)
     np.testing.assert_allclose(found["test_loss"], wanted["test_loss"], rtol=2e-3)
@@ -137,7 +137,7 @@ def test_two_processes_that_share_every_batch_give_the_numbers_of_one(
     assert_same(out, alone)
     assert "2 processes" in first[1] and "converged" in first[1]
     assert "epoch" not in second[1] and "converged" not in second[1]
-    assert records.read_json(out / "setup.json")["device"]["processes"] == 2
+    assert folders.read_json(out / "setup.json")["device"]["processes"] == 2
 
 
 def test_a_run_moves_between_processes_and_devices(alone, environment, tmp_path):

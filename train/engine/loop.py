@@ -7,7 +7,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from train import data, schedule, sharding, step
+from train import data
+from train.distributed import sharding
+from train.engine import program as programs
+from train.engine import schedule
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -18,7 +21,7 @@ class NonFiniteLoss(FloatingPointError):
 class Snapshot:
     """All there is of a run after some epochs, in numpy: what a checkpoint holds, and what `train` returns.
 
-    epoch: epochs finished. state: step.State, arrays with a leading axis of seeds. best: (params, rest) of every seed as
+    epoch: epochs finished. state: programs.State, arrays with a leading axis of seeds. best: (params, rest) of every seed as
     they were at its lowest test loss, best_loss [S]. history: name -> [S, epochs] or [S, epochs, n], float64, NaN where
     still to come: train_loss, train_accuracy (both over the epoch's steps, as the weights changed), test_loss,
     test_accuracy and, for IBNN, lam, solver_steps, solver_steps_max, solver_converged, solver_residual_max.
@@ -26,7 +29,7 @@ class Snapshot:
     """
 
     epoch: int
-    state: step.State
+    state: programs.State
     best: tuple
     best_loss: np.ndarray
     history: dict[str, np.ndarray]
@@ -74,7 +77,7 @@ def train(
         )
 
     mesh = sharding.make_mesh(config.seeds, config.devices, config.data_devices)
-    program = step.build(
+    program = programs.build(
         config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh
     )
     numbers = np.arange(
@@ -118,7 +121,7 @@ def train(
 
 def parameters(config, dataset, model):
     """Number of trained parameters of one network."""
-    return step.build(
+    return programs.build(
         config.resolved(), dataset.image_shape, dataset.classes, model == "ibnn"
     ).parameters
 
@@ -184,7 +187,9 @@ def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
     state = program.init(init_keys)
     if not config.warmup_epochs:
         return state
-    program_sm = step.build(config, dataset.image_shape, dataset.classes, False, mesh)
+    program_sm = programs.build(
+        config, dataset.image_shape, dataset.classes, False, mesh
+    )
     twin = program_sm.init(init_keys)
     rates = schedule.triangular(
         max(config.epochs, config.warmup_epochs), config.lr_min, config.lr_max

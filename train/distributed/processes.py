@@ -7,15 +7,13 @@ import traceback
 
 import numpy as np
 
-
-class Refused(Exception):
-    """The user's to mend: it is shown without a traceback. Every process of the run raises it."""
+from train.errors import UserError
 
 
 def start(config):
     """The processes of this run, as this one sees them: Several if config.distributed, else Alone.
 
-    Must come before anything that uses JAX. Refused if the processes cannot be found.
+    Must come before anything that uses JAX. UserError if the processes cannot be found.
     """
     if not config.distributed:
         return ALONE
@@ -24,7 +22,7 @@ def start(config):
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (ValueError, RuntimeError) as error:
-        raise Refused(
+        raise UserError(
             f"the processes did not come together: {error} Outside Slurm, Open MPI and TPU pods, --distributed needs "
             "--coordinator HOST:PORT, --processes N and --process I in 0 ... N - 1"
         ) from error
@@ -36,22 +34,22 @@ class Alone:
 
     count, first = 1, True  # first: the one process that decides, prints and writes
 
-    def tell(self, value):
+    def gather(self, value):
         """The values of all processes, in their order, in every process."""
         return [value]
 
-    def decide(self, function):
-        """What function() returns in the first process, in every process; it is called in no other. Refused if it fails."""
+    def broadcast_from_first(self, function):
+        """What function() returns in the first process, in every process; it is called in no other. UserError if it fails."""
         return self.together(function)
 
     def together(self, function):
-        """What function() returns here, if it succeeds in every process; else Refused in every process."""
+        """What function() returns here, if it succeeds in every process; else UserError in every process."""
         result, error = _outcome(function)
         if error:
-            raise Refused(error)
+            raise UserError(error)
         return result
 
-    def part(self):
+    def shutdown(self):
         """Wait until every process is here; they are strangers then, and may end at different times."""
 
     def abandon(self):
@@ -69,7 +67,7 @@ class Several(Alone):
 
         self.count, self.first = jax.process_count(), jax.process_index() == 0
 
-    def tell(self, value):
+    def gather(self, value):
         from jax.experimental import multihost_utils
 
         sent = _bytes(value)
@@ -77,7 +75,7 @@ class Several(Alone):
         rows = multihost_utils.process_allgather(_padded(sent, lengths.max()))
         return [_value(row[:length]) for row, length in zip(rows, lengths, strict=True)]
 
-    def decide(self, function):
+    def broadcast_from_first(self, function):
         from jax.experimental import multihost_utils
 
         sent = _bytes(_outcome(function) if self.first else None)
@@ -85,17 +83,17 @@ class Several(Alone):
         sent = sent if self.first else _padded(sent[:0], length)
         result, error = _value(multihost_utils.broadcast_one_to_all(sent))
         if error:
-            raise Refused(error)
+            raise UserError(error)
         return result
 
     def together(self, function):
         result, error = _outcome(function)
-        for index, other in enumerate(self.tell(error)):
+        for index, other in enumerate(self.gather(error)):
             if other:
-                raise Refused(f"process {index} of {self.count}: {other}")
+                raise UserError(f"process {index} of {self.count}: {other}")
         return result
 
-    def part(self):
+    def shutdown(self):
         import jax
 
         jax.distributed.shutdown()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from train import config as configs
-from train import records, schedule
 from train.config import Config
+from train.engine import schedule
+from train.runs import folder as folders
+from train.runs import summary
 
 
 def test_sizes_of_the_paper():
@@ -135,16 +137,16 @@ def test_triangular_is_the_papers():
 
 def test_folder_refuses_other_options_and_a_second_process(tmp_path):
     config = Config(out=str(tmp_path / "run")).resolved()
-    with records.RunFolder(config).held():
+    with folders.RunFolder(config).held():
         with (
             pytest.raises(ValueError, match="another process"),
-            records.RunFolder(config).held(),
+            folders.RunFolder(config).held(),
         ):
             pass
-    with records.RunFolder(dataclasses.replace(config, quiet=True)).held():
+    with folders.RunFolder(dataclasses.replace(config, quiet=True)).held():
         pass
     with pytest.raises(ValueError, match="epochs is 80 there and 5 here"):
-        with records.RunFolder(dataclasses.replace(config, epochs=5)).held():
+        with folders.RunFolder(dataclasses.replace(config, epochs=5)).held():
             pass
 
 
@@ -176,14 +178,14 @@ def fake_run(folder, models=("sm", "ibnn"), epochs=4):
             seconds.append({"model": model, "epoch": epoch + 1, "seconds": 2.0})
     for name, lines in (("metrics.jsonl", metrics), ("seconds.jsonl", seconds)):
         (folder / name).write_text(
-            "".join(map(lambda line: records.json.dumps(line) + "\n", lines))
+            "".join(map(lambda line: folders.json.dumps(line) + "\n", lines))
         )
-    records.write_json(folder / "setup.json", {"parameters": {"sm": 100, "ibnn": 101}})
+    folders.write_json(folder / "setup.json", {"parameters": {"sm": 100, "ibnn": 101}})
     return folder
 
 
 def test_summary_and_table(tmp_path):
-    results = records.summarize(records.read(fake_run(tmp_path / "run")))
+    results = summary.summarize(folders.read(fake_run(tmp_path / "run")))
     assert (
         results["sm"]["accuracy_best"] == [0.8] * 3
         and results["sm"]["accuracy_last"] == [0.7] * 3
@@ -196,7 +198,7 @@ def test_summary_and_table(tmp_path):
         and results["ibnn"]["epochs_to_sm_best"] == 2
     )
     assert results["ibnn"]["solver_steps_max"] == 7 and results["ibnn"]["seconds"] == 8
-    text = records.table(results, {"sm": 100, "ibnn": 101})
+    text = summary.table(results, {"sm": 100, "ibnn": 101})
     assert (
         "80.00 [80.00, 80.00]" in text
         and "5.0 (max 7)" in text
@@ -210,14 +212,14 @@ def test_never_reached_and_alone(tmp_path):
     (folder / "metrics.jsonl").write_text(
         text.replace("0.9,", "0.75,").replace('0.8, "lam"', '0.7, "lam"')
     )
-    results = records.summarize(records.read(folder))
-    assert results["ibnn"]["epochs_to_sm_best"] is None and "> 4" in records.table(
+    results = summary.summarize(folders.read(folder))
+    assert results["ibnn"]["epochs_to_sm_best"] is None and "> 4" in summary.table(
         results
     )
-    alone = records.summarize(
-        records.read(fake_run(tmp_path / "alone", models=("ibnn",)))
+    alone = summary.summarize(
+        folders.read(fake_run(tmp_path / "alone", models=("ibnn",)))
     )
-    assert alone["ibnn"]["epochs_to_sm_best"] is None and "> 4" not in records.table(
+    assert alone["ibnn"]["epochs_to_sm_best"] is None and "> 4" not in summary.table(
         alone
     )
 
@@ -226,14 +228,14 @@ def test_cut_off_line_is_left_out(tmp_path):
     folder = fake_run(tmp_path / "run", models=("sm",))
     lines = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(lines[:-30])
-    assert records.read(folder)["sm"]["test_loss"].shape == (
+    assert folders.read(folder)["sm"]["test_loss"].shape == (
         3,
         3,
     )  # the epoch that is not complete is not read
 
 
 def test_two_runs_together(tmp_path):
-    runs = records.read_all(
+    runs = folders.read_all(
         [fake_run(tmp_path / "a", models=("sm",)), fake_run(tmp_path / "b")]
     )
     assert list(runs) == ["sm (a)", "sm (b)", "ibnn"]
@@ -241,14 +243,14 @@ def test_two_runs_together(tmp_path):
 
 def test_plots_need_files_only(tmp_path):
     folder = fake_run(tmp_path / "run")
-    code = f"import sys, train.plots as p; p.curves([{str(folder)!r}], {str(tmp_path / 'c.png')!r}); assert 'jax' not in sys.modules"
+    code = f"import sys, train.runs.plots as p; p.curves([{str(folder)!r}], {str(tmp_path / 'c.png')!r}); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_table_needs_no_jax(tmp_path):
     folder = fake_run(tmp_path / "run")
-    code = f"import sys, train.records as r; r.main([{str(folder)!r}]); assert 'jax' not in sys.modules"
+    code = f"import sys, train.runs.summary as r; r.main([{str(folder)!r}]); assert 'jax' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )

@@ -1,106 +1,35 @@
-"""The command `python -m train`: train, resume or, if it is all there already, show the results of a run."""
+"""A training session: everything between the options and a finished run folder."""
 
 import contextlib
 import dataclasses
 import importlib.metadata
-import os
 import platform
-import signal
-import sys
 import time
 
-from train import config as configs
-from train import processes, records
-from train.processes import Refused
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop; what was finished is saved."""
-
-
-def main(arguments=None):
-    """Run the command line; returns the exit status: 0, 1 after an error, 128 + the signal when stopped by one."""
-    config = configs.parse(arguments).resolved()
-    try:
-        team = processes.start(config)
-    except Refused as refused:
-        print(f"error: {refused}", file=sys.stderr)
-        return 1
-
-    def body(caught):
-        say = (
-            (lambda text: print(text, flush=True))
-            if team.first and not config.quiet
-            else (lambda _: None)
-        )
-        already = lambda path: print(
-            f"This run is finished already; delete {path} to train it again.\n"
-        )
-        folder = complete(config, caught, say, already, team)
-        if team.first:
-            _show(folder)
-
-    return command(body, team)
-
-
-def command(body, team=processes.ALONE):
-    """Call body(caught) as a program; returns the exit status.
-
-    caught collects the numbers of SIGTERM and SIGINT: whoever trains looks at it, saves and raises Stopped.
-    """
-    caught = []
-    handlers = {
-        s: signal.signal(s, lambda number, _: caught.append(number))
-        for s in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        body(caught)
-        return 0
-    except Refused as refused:
-        if team.first:
-            print(f"error: {refused}", file=sys.stderr)
-        return 1
-    except Stopped as stop:
-        if team.first:
-            print(
-                f"\nstopped by {signal.Signals(caught[0]).name}: {stop}. The same command goes on from there.",
-                file=sys.stderr,
-            )
-        team.part()
-        _leave(128 + caught[0])
-    except Exception:
-        team.abandon()
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+from train.distributed import processes
+from train.errors import Stopped, UserError
+from train.runs import folder as folders
+from train.runs import summary as summaries
 
 
 def complete(config, caught, say, already=lambda path: None, team=processes.ALONE):
     """Train what a resolved config describes, or what is missing of it; returns its RunFolder, finished.
 
-    say(text) is told of the progress, already(path) that there was nothing to do. Raises Refused, Stopped.
+    say(text) is told of the progress, already(path) that there was nothing to do. Raises UserError, Stopped.
     """
-    folder = records.RunFolder(config)
+    folder = folders.RunFolder(config)
     with contextlib.ExitStack() as stack:
 
         def finished():
             stack.enter_context(folder.held())
             return folder.finished()
 
-        _same_options(team.tell(config))
-        if not team.decide(finished):
+        _same_options(team.gather(config))
+        if not team.broadcast_from_first(finished):
             _run(config, folder, team, caught, say)
         elif team.first:
             already(folder.path)
     return folder
-
-
-def _leave(status):
-    """End now: a normal exit would wait for the epoch that the device is still working on."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _same_options(configs):
@@ -112,7 +41,7 @@ def _same_options(configs):
                 f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}"
                 for n in names
             )
-            raise Refused(
+            raise UserError(
                 f"processes 0 and {index} were started with different options: {differ}"
             )
 
@@ -122,7 +51,9 @@ def _run(config, folder, team, caught, say):
 
     if config.x64:
         jax.config.update("jax_enable_x64", True)
-    from train import loop, plots, sharding
+    from train.distributed import sharding
+    from train.engine import loop
+    from train.runs import plots
 
     models = ("sm", "ibnn") if config.model == "both" else (config.model,)
 
@@ -136,11 +67,11 @@ def _run(config, folder, team, caught, say):
         }
 
     dataset, counts = team.together(prepare)
-    if len(set(team.tell(dataset.fingerprint()))) > 1:
-        raise Refused(
+    if len(set(team.gather(dataset.fingerprint()))) > 1:
+        raise UserError(
             f"the processes do not all find the same images in {config.dataset}"
         )
-    team.decide(lambda: folder.check_setup(_setup(dataset, counts)))
+    team.broadcast_from_first(lambda: folder.check_setup(_setup(dataset, counts)))
     say(
         f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
         f"{'x'.join(map(str, dataset.image_shape))}; UCN({config.layers},{config.channels}), {config.seeds} seeds, on "
@@ -163,17 +94,18 @@ def _run(config, folder, team, caught, say):
         folder.rewrite(snapshots)
         picture = plots.curves([folder.path], folder / "curves.png")
         summary = {
-            "results": records.summarize(records.read(folder.path)),
+            "results": summaries.summarize(folders.read(folder.path)),
             "picture": picture.name,
         }
-        records.write_json(
-            folder / "summary.json", summary | records.read_json(folder / "setup.json")
+        folders.write_json(
+            folder / "summary.json", summary | folders.read_json(folder / "setup.json")
         )
 
 
 def _train(config, dataset, folder, team, before, caught, say):
     """Train one model, from its checkpoint if there is one; before: {model: Snapshot} of those that are finished."""
-    from train import checkpoint, loop
+    from train.engine import loop
+    from train.runs import checkpoint
 
     model, last, saved_at = config.model, None, time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -185,7 +117,7 @@ def _train(config, dataset, folder, team, before, caught, say):
 
         def resume(template):
             nonlocal last
-            arrays = team.decide(lambda: saved.arrays())
+            arrays = team.broadcast_from_first(lambda: saved.arrays())
             last = checkpoint.restored(arrays, template) if arrays else None
             if team.first:
                 folder.rewrite(
@@ -207,7 +139,7 @@ def _train(config, dataset, folder, team, before, caught, say):
             stop_if_asked()
 
         def stop_if_asked():
-            number = max(team.tell(caught[0] if caught else 0))
+            number = max(team.gather(caught[0] if caught else 0))
             if number:
                 if team.first and last is not None:
                     saved.save(last)
@@ -223,7 +155,7 @@ def _train(config, dataset, folder, team, before, caught, say):
                 config, dataset, resume=resume, on_epoch=on_epoch, poll=poll
             )
         except loop.NonFiniteLoss as error:
-            raise Refused(error) from error
+            raise UserError(error) from error
         if team.first:
             saved.save(snapshot)
     return snapshot
@@ -264,19 +196,19 @@ def _progress(config, model, snapshot):
     """One line: where the run is, medians over the seeds, and the time left for this model."""
     done = snapshot.epoch
     now = {name: values[:, done - 1] for name, values in snapshot.history.items()}
-    middle, low, high = (100 * v for v in records.spread(now["test_accuracy"]))
+    middle, low, high = (100 * v for v in summaries.spread(now["test_accuracy"]))
     # The first epoch also compiles; later ones tell better how long the rest takes.
     known = snapshot.seconds[:done][-5:] if done < 2 else snapshot.seconds[1:done][-5:]
     parts = [
         f"{model:<4} epoch {done:>{len(str(config.epochs))}}/{config.epochs}",
-        f"train loss {records.spread(now['train_loss'])[0]:.4f}",
-        f"test loss {records.spread(now['test_loss'])[0]:.4f} accuracy {middle:.2f}% [{low:.2f}, {high:.2f}]",
+        f"train loss {summaries.spread(now['train_loss'])[0]:.4f}",
+        f"test loss {summaries.spread(now['test_loss'])[0]:.4f} accuracy {middle:.2f}% [{low:.2f}, {high:.2f}]",
     ]
     if "lam" in now:
         parts += [
             "lam "
             + " ".join(
-                f"{records.spread(now['lam'][:, i])[0]:+.4f}"
+                f"{summaries.spread(now['lam'][:, i])[0]:+.4f}"
                 for i in range(now["lam"].shape[1])
             ),
             f"solver {now['solver_steps'].mean():.1f} steps, {100 * now['solver_converged'].mean():.1f}% converged",
@@ -302,10 +234,3 @@ def _clock(seconds):
     )
 
 
-def _show(folder):
-    summary = records.read_json(folder / "summary.json")
-    print(records.table(summary["results"], summary["parameters"]))
-    print(records.footnote(summary["results"]))
-    print(
-        f"in {folder.path}: summary.json, metrics.jsonl, seconds.jsonl, config.json, {summary['picture']}, checkpoints/"
-    )

@@ -1,0 +1,1 @@
+"""What trains: the network, its compiled functions, the loop over epochs."""
