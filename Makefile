@@ -1,34 +1,47 @@
-# make demo   5 networks with implicit bias beside 5 standard ones on scikit-learn's digits, in a few minutes
-# make test   the tests
-# Both make their own environment, in VENV, the first time.
+# make demo    5 networks with implicit bias beside 5 standard ones, in a few minutes
+# make test    the tests
+# make lint    format, lint
+# make docs    the documentation, in site/
+# Each makes its own environment, in VENV, the first time.
 
 VENV ?= .venv
-# The first interpreter that really runs and is new enough (a name on the PATH may be a shim that does not).
+# The first interpreter that really runs and is new enough: a name on the PATH may be
+# a shim that does not.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys, venv; assert (3, 11) <= sys.version_info[:2]' 2>/dev/null && { echo $$p; break; }; done)
+	$$p -c 'import sys, venv; assert (3, 11) <= sys.version_info[:2]' 2>/dev/null \
+	&& { echo $$p; break; }; done)
 # Where a demo run goes: the same folder again shows the finished run.
 OUT ?= runs/demo
 # A file's tests share compiled code, so they stay together.
 PYTEST_ARGS ?= -n 2 --dist loadfile -q
+# Solve, adjoint, kernels, layers and one training: what a second Python is tried on.
+QUICK_TESTS = tests/test_equation.py tests/test_adjoint.py tests/test_kernels.py \
+	tests/test_layers.py tests/test_train_programs.py
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/python -m train --dataset digits --model both --seeds 5 --epochs 40 --solver meanfield --out $(OUT)
+	$(VENV)/bin/python -m train --dataset digits --model both --seeds 5 --epochs 40 \
+		--solver meanfield --out $(OUT)
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
+quick: $(VENV)/ready
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) $(QUICK_TESTS)
+
 lint: $(VENV)/ready
-	$(VENV)/bin/python -m pip install -q ruff
+	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m ruff check .
 
 $(VENV)/ready: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; give one by make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { \
+		echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python"; \
+		exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip
 	$(VENV)/bin/python -m pip install -q -e '.[test]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache

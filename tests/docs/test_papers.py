@@ -1,0 +1,35 @@
+"""The papers of the house agree with each other and with the package."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_wheel_holds_ibnn_jax_alone():
+    find_packages = pytest.importorskip("setuptools").find_packages
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = find_packages(str(ROOT), include=include)
+    assert "ibnn_jax" in packages
+    assert {name.split(".")[0] for name in packages} == {"ibnn_jax"}
+
+
+def test_every_folder_of_the_library_is_a_package():
+    folders = {path.parent for path in (ROOT / "ibnn_jax").rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_the_licence_is_named_alike_everywhere():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert "license: Apache-2.0" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_one_version():
+    version = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert version and version[1] == PROJECT["project"]["version"]
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
