@@ -1,0 +1,1 @@
+"""Runs on disk: their folder, checkpoints, summary and pictures, and the session that makes them."""
