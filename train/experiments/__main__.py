@@ -1,5 +1,5 @@
 import sys
 
-from train.experiments.main import main
+from train.experiments.harness.main import main
 
 sys.exit(main())

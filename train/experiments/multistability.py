@@ -1,157 +1,179 @@
-"""The Discussion's multistability: lam past the uniqueness bound has several solutions, and which one is found depends on the past."""
+"""The Discussion's multistability: several solutions past the uniqueness bound.
 
-import dataclasses
+Which of them is found depends on where the solver starts, and so on the past.
+"""
+
 import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from train.experiments import results
+from train.experiments.harness.results import Point, Row, column, pick, rounded, unique
+from train.experiments.harness.statistics import curve
+from train.experiments.harness.study import Study
+
+if TYPE_CHECKING:
+    from ibnn_jax.couplings import Coupling
 
 TITLE = "Several solutions past the uniqueness bound (Discussion)"
-PAPER = "above the threshold several solutions may coexist, as in models of multistable perception."
+PAPER = (
+    "above the threshold several solutions may coexist, as in models of multistable "
+    "perception."
+)
 SIZE = (10, 4)
-P, SIDE = 10.0, 6  # neurons: SIDE * SIDE
+P = 10.0
+SIDE = 6  # of the square of neurons
 LAMS = (0.02, 0.04, 0.06, 0.09, 0.12, 0.2, 0.4)
 PATH = (0.03, 0.2)  # below and past the bound
+STARTS, QUICK_STARTS = 64, 16
+SAME = 1e-4  # solutions this close count as one
+TOLERANCE, STEPS = 1e-9, 5000  # of the descent; all arithmetic is in float64
 # Everyone against everyone; two rivals, as in perception; neighbours only.
-COUPLINGS = ("uniform", "populations", "window")
+COUPLINGS = {"uniform": "#3b6fb6", "populations": "#d1495b", "window": "#66a182"}
 
 
-def points(study):
-    parts = [
-        {"part": "starts", "coupling": c, "lam": lam} for c in COUPLINGS for lam in LAMS
+def points(study: Study) -> list[Point]:
+    return [
+        {"part": part, "coupling": coupling, "lam": lam}
+        for part, lams in (("starts", LAMS), ("path", PATH))
+        for coupling in COUPLINGS
+        for lam in lams
     ]
-    return parts + [
-        {"part": "path", "coupling": c, "lam": lam} for c in COUPLINGS for lam in PATH
-    ]
 
 
-def measure(study, point):
+def measure(study: Study, point: Point) -> list[Row]:
     import jax
 
+    measured = _from_many_starts if point["part"] == "starts" else _along_a_path
+    rows = []
     with jax.enable_x64(True):
-        f = _from_many_starts if point["part"] == "starts" else _along_a_path
-        return [
-            row
-            for seed in range(study.options.seeds)
-            for row in f(study, seed, point["coupling"], point["lam"])
-        ]
+        for seed in range(study.options.seeds):
+            rows += measured(study, seed, point["coupling"], point["lam"])
+    return rows
 
 
-def pattern(coupling):
-    """The state that the coupling supports: two halves, or a checkerboard where only neighbours repel each other."""
+def pattern(coupling: str) -> np.ndarray:
+    """The state that a coupling supports, +1 and -1, [SIDE, SIDE].
+
+    Two halves, or a checkerboard where only neighbours repel each other.
+    """
     rows, columns = np.indices((SIDE, SIDE))
-    return np.where(
-        (rows < SIDE // 2) if coupling != "window" else (rows + columns) % 2 == 0,
-        1.0,
-        -1.0,
-    )
+    if coupling == "window":
+        return np.where((rows + columns) % 2 == 0, 1.0, -1.0)
+    return np.where(rows < SIDE // 2, 1.0, -1.0)
 
 
-def _problem(seed, coupling, lam):
-    """A weak random input to one group of neurons, its coupling, and both as a Problem."""
-    from ibnn_jax import Dense, Uniform, Window
-    from ibnn_jax.problem import bind
-
-    halves = pattern("populations").ravel()
-    rivals = (halves[:, None] != halves) / (halves.size / 2)
-    kind = {
-        "uniform": Uniform((-2, -1)),
-        "populations": Dense(rivals),
-        "window": Window((3, 3), axes=(-2, -1)),
-    }[coupling]
-    y = 0.02 * np.random.default_rng(seed).normal(
-        size=halves.shape if coupling == "populations" else (SIDE, SIDE)
-    )
-    return y, kind, bind(y, float(lam), P, kind)[0]
+def _input(seed: int) -> np.ndarray:
+    """A weak random input to one group of neurons, [SIDE * SIDE]."""
+    return 0.02 * np.random.default_rng(seed).normal(size=SIDE * SIDE)
 
 
 @functools.cache
-def _solver():
+def _coupling(name: str) -> "Coupling":
+    """The coupling of the neurons, along the last axis or the last two."""
+    from ibnn_jax import Dense, Uniform, Window
+
+    if name == "uniform":
+        return Uniform((-1,))
+    if name == "window":
+        return Window((3, 3), axes=(-2, -1))
+    halves = pattern(name).ravel()
+    return Dense((halves[:, None] != halves) / (halves.size / 2))
+
+
+@functools.cache
+def _descent(name: str) -> Callable:
+    """(y [groups, n], lam, start [groups, n]) -> Solution: descent of the energy.
+
+    It finds stable solutions only.
+    """
     import jax
 
-    from ibnn_jax import GradientDescent
+    import ibnn_jax
     from ibnn_jax.iterate import iterate
+    from ibnn_jax.problem import bind
 
-    return jax.jit(
-        lambda problem, start: iterate(
-            GradientDescent(), problem, start, tol=1e-9, max_steps=5000
-        )
-    )
+    coupling = _coupling(name)
+    shape = (-1, SIDE, SIDE) if name == "window" else (-1, SIDE * SIDE)
+
+    def descend(y, lam, start):
+        problem, _ = bind(y.reshape(shape), lam, P, coupling)
+        solver = ibnn_jax.GradientDescent()
+        return iterate(solver, problem, start, tol=TOLERANCE, max_steps=STEPS)
+
+    return jax.jit(descend)
 
 
-def _descend(problem, start):
-    """The stable solutions that descent of the energy reaches from a start [G, n], and whether it got there."""
-    solution = _solver()(problem, start)
-    return np.asarray(solution.value), np.asarray(solution.stats.converged)
+def _descend(
+    name: str, y: np.ndarray, lam: float, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The solutions that descent reaches from the starts, and whether it got there.
+
+    y, start: [groups, n]. Returns: z [groups, n], bool [groups].
+    """
+    solution = _descent(name)(y, lam, start)
+    z = np.asarray(solution.value).reshape(y.shape)
+    return z, np.asarray(solution.stats.converged).reshape(len(y))
 
 
-def _from_many_starts(study, seed, coupling, lam):
-    """Distinct stable solutions found from random starts, and what the default solver says of the problem."""
+def _from_many_starts(study: Study, seed: int, name: str, lam: float) -> list[Row]:
+    """Distinct stable solutions from random starts, and what the solver reports."""
     import ibnn_jax
 
-    count = 16 if study.options.quick else 64
-    y, kind, problem = _problem(seed, coupling, lam)
-    repeat = lambda x: np.repeat(np.asarray(x), count, 0)
-    many = dataclasses.replace(
-        problem, y=repeat(problem.y), lam=repeat(problem.lam), p=repeat(problem.p)
-    )
-    start = many.y + lam * np.random.default_rng(100 + seed).uniform(
-        -1, 1, many.y.shape
-    )
-    z, converged = _descend(many, start)
-    distinct = []
-    for candidate in z[converged]:
-        if not any(np.abs(candidate - other).max() < 1e-4 for other in distinct):
-            distinct.append(candidate)
-    result = ibnn_jax.solve(y, lam, P, kind).result
+    count = QUICK_STARTS if study.options.quick else STARTS
+    y = np.repeat(_input(seed)[None], count, 0)
+    offsets = np.random.default_rng(100 + seed).uniform(-1, 1, y.shape)
+    z, converged = _descend(name, y, lam, y + lam * offsets)
+    coupling = _coupling(name)
+    one = y[0].reshape((SIDE, SIDE) if name == "window" else (SIDE * SIDE,))
+    code = ibnn_jax.solve(one, lam, P, coupling).result
     return [
-        {
-            "seed": seed,
-            "solutions": len(distinct),
-            "converged": round(float(converged.mean()), 6),
-            "code": int(result),
-            "bound": round(float(ibnn_jax.uniqueness_bound(P, kind)), 6),
-        }
+        {"seed": seed, "solutions": len(_distinct(z[converged]))}
+        | rounded(converged=converged.mean())
+        | {"code": int(code)}
+        | rounded(bound=ibnn_jax.uniqueness_bound(P, coupling))
     ]
 
 
-def _along_a_path(study, seed, coupling, lam):
-    """An input along the pattern goes from + to - and back, each solve starting from the last solution."""
-    _, _, problem = _problem(seed, coupling, lam)
-    direction, z, rows = pattern(coupling).reshape(1, -1), None, []
+def _distinct(solutions: np.ndarray) -> list[np.ndarray]:
+    """The solutions without those that repeat an earlier one."""
+    distinct = []
+    for candidate in solutions:
+        if all(np.abs(candidate - other).max() >= SAME for other in distinct):
+            distinct.append(candidate)
+    return distinct
+
+
+def _along_a_path(study: Study, seed: int, name: str, lam: float) -> list[Row]:
+    """An input along the pattern goes from + to - and back.
+
+    Each solve starts from the last solution.
+    """
+    direction = pattern(name).reshape(1, -1)
     there = np.linspace(0.4, -0.4, 17)
+    z, rows = None, []
     for step, field in enumerate(np.concatenate([there, there[::-1]])):
-        now = dataclasses.replace(problem, y=problem.y + field * direction)
-        z, converged = _descend(now, now.y if z is None else z)
+        y = _input(seed)[None] + field * direction
+        z, converged = _descend(name, y, lam, y if z is None else z)
+        overlap = (z * direction).mean()
         rows.append(
-            {
-                "seed": seed,
-                "step": step,
-                "field": round(float(field), 6),
-                "overlap": round(float((z * direction).mean()), 6),
-                "converged": float(converged.all()),
-            }
+            {"seed": seed, "step": step}
+            | rounded(field=field, overlap=overlap, converged=converged.all())
         )
     return rows
 
 
-def draw(figure, rows):
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     left, right = figure.subplots(1, 2)
-    for coupling, colour in zip(COUPLINGS, ("#3b6fb6", "#d1495b", "#66a182")):
-        mine = results.pick(rows, part="starts", coupling=coupling)
-        x, middle, low, high = results.curve(mine, "lam", "solutions", 1)
-        left.plot(x, middle, marker=".", color=colour, label=coupling)
-        left.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        left.axvline(mine[0]["bound"], color=colour, linestyle=":", linewidth=1)
-        path = results.pick(rows, part="path", coupling=coupling, lam=PATH[1], seed=0)
-        right.plot(
-            results.column(path, "field"),
-            results.column(path, "overlap"),
-            marker=".",
-            color=colour,
-            label=coupling,
-        )
+    for coupling, colour in COUPLINGS.items():
+        starts = pick(rows, part="starts", coupling=coupling)
+        _draw_solutions(left, starts, coupling, colour)
+        path = pick(rows, part="path", coupling=coupling, lam=PATH[1], seed=0)
+        x, y = column(path, "field"), column(path, "overlap")
+        right.plot(x, y, marker=".", color=colour, label=coupling)
     left.set(
         xlabel="lam (dotted: the uniqueness bound)",
         ylabel="distinct solutions from random starts",
@@ -165,30 +187,41 @@ def draw(figure, rows):
     left.legend(fontsize=8)
 
 
-def loop_size(rows, coupling, lam):
-    """The largest gap between the way there and the way back, the median over the seeds."""
+def _draw_solutions(
+    axis: Axes, starts: Sequence[Row], coupling: str, colour: str
+) -> None:
+    """The median number of solutions over lam, with the range of the seeds."""
+    x, middle, low, high = curve(starts, "lam", "solutions", coverage=1)
+    axis.plot(x, middle, marker=".", color=colour, label=coupling)
+    axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axis.axvline(starts[0]["bound"], color=colour, linestyle=":", linewidth=1)
+
+
+def loop_size(rows: Sequence[Row], coupling: str, lam: float) -> float:
+    """The largest gap between the way there and the way back, median of the seeds."""
     gaps = []
-    for seed in results.unique(rows, "seed"):
-        overlap = results.column(
-            results.pick(rows, part="path", coupling=coupling, lam=lam, seed=seed),
-            "overlap",
-        )
-        half = len(overlap) // 2
-        gaps.append(np.abs(overlap[:half] - overlap[half:][::-1]).max())
+    for seed in unique(rows, "seed"):
+        path = pick(rows, part="path", coupling=coupling, lam=lam, seed=seed)
+        there, back = np.split(column(path, "overlap"), 2)
+        gaps.append(np.abs(there - back[::-1]).max())
     return float(np.median(gaps))
 
 
-def verdict(rows):
+def verdict(rows: Sequence[Row]) -> str:
     parts = []
     for coupling in COUPLINGS:
-        starts = results.pick(rows, part="starts", coupling=coupling)
+        starts = pick(rows, part="starts", coupling=coupling)
         bound = starts[0]["bound"]
-        lams, solutions, *_ = results.curve(starts, "lam", "solutions", 1)
+        lams, solutions, *_ = curve(starts, "lam", "solutions", coverage=1)
         below, most = solutions[lams < bound].max(), solutions.argmax()
         right = all((row["code"] == 1) == (row["lam"] >= bound) for row in starts)
-        loops = [f"{loop_size(rows, coupling, lam):.3f} at lam {lam:g}" for lam in PATH]
+        loops = " and ".join(
+            f"{loop_size(rows, coupling, lam):.3f} at lam {lam:g}" for lam in PATH
+        )
         parts.append(
-            f"{coupling} (bound {bound:g}): {below:g} solution below the bound, {solutions[most]:g} at lam {lams[most]:g} (median "
-            f"over seeds); the result code tells {'at every' if right else 'not at every'} lam; hysteresis {' and '.join(loops)}"
+            f"{coupling} (bound {bound:g}): {below:g} solution below the bound, "
+            f"{solutions[most]:g} at lam {lams[most]:g} (median over seeds); the "
+            f"result code tells {'at every' if right else 'not at every'} lam; "
+            f"hysteresis {loops}"
         )
     return ". ".join(parts) + "."

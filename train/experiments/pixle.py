@@ -1,15 +1,35 @@
-"""Fig. 5: accuracy under Pixle, which rearranges pixels and sees only the network's probabilities."""
+"""Fig. 5: accuracy under Pixle, which moves pixels and sees only probabilities."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from train.experiments import results, style
+from train.experiments.harness import style
+from train.experiments.harness.results import (
+    Point,
+    Row,
+    column,
+    not_finite,
+    pick,
+    rounded,
+    unique,
+)
+from train.experiments.harness.statistics import paired_difference
+from train.experiments.harness.study import Study
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from ibnn_jax import UCN
 
 TITLE = "Accuracy under Pixle, 10 restarts x 5 iterations, 3 x 3 patches (Fig. 5)"
 PAPER = "IBNN keeps more accuracy than the SM on every data set."
 SIZE = (10, 4.5)
-
-
-# The authors' program writes to the transposed place (see `ibnn_jax.attacks.pixle`); the others show what that does.
+# The authors' program writes to the transposed place (see `ibnn_jax.attacks.pixle`);
+# the other two show what difference that makes.
 MAPPINGS = {
     "similarity_transposed": "by similarity, as in the authors' program",
     "similarity": "by similarity",
@@ -17,43 +37,36 @@ MAPPINGS = {
 }
 
 
-def points(study):
+def points(study: Study) -> list[Point]:
     return [{"variant": v, "mapping": m} for v in study.variants() for m in MAPPINGS]
 
 
-def measure(study, point):
+def measure(study: Study, point: Point) -> list[Row]:
     ensemble = study.ensemble(point["variant"])
     if ensemble is None:
-        return [{"seed": s, "finite": 0} for s in range(study.options.seeds)]
+        return not_finite(study.options.seeds)
     images, labels = study.attacked()
-    clean, fooled = (
-        np.asarray(x)
-        for x in ensemble.each(_attack, images, labels, mapping=point["mapping"])
-    )
+    right, fooled = ensemble.each(_attack, images, labels, mapping=point["mapping"])
+    clean, kept = np.asarray(right).mean(1), 1 - np.asarray(fooled).mean(1)
     return [
-        {
-            "seed": s,
-            "clean": round(float(c), 6),
-            "accuracy": round(float(a), 6),
-            "images": len(labels),
-            "epoch": e,
-            "finite": 1,
-        }
-        for s, (c, a, e) in enumerate(
-            zip(clean.mean(1), 1 - fooled.mean(1), ensemble.epochs)
-        )
+        {"seed": seed}
+        | rounded(clean=clean[seed], accuracy=kept[seed])
+        | {"images": len(labels), "epoch": epoch, "finite": 1}
+        for seed, epoch in enumerate(ensemble.epochs)
     ]
 
 
-def _attack(model, seed, images, labels, *, mapping):
-    """Which clean images this network gets right, and which fool it after the attack."""
+def _attack(
+    model: "UCN", seed: "Array", images: "Array", labels: "Array", *, mapping: str
+) -> tuple["Array", "Array"]:
+    """Which clean images the network gets right, and which fool it when attacked."""
     import jax
 
     from ibnn_jax.attacks import pixle
-    from train.experiments import attacking
+    from train.experiments.harness import attacking
 
     def batch(images, labels, keys):
-        found = pixle(
+        attack = pixle(
             model,
             images,
             labels,
@@ -63,58 +76,57 @@ def _attack(model, seed, images, labels, *, mapping):
             patch=(3, 3),
             mapping=mapping,
         )
-        return model(images).argmax(-1) == labels, found.fooled
+        return model(images).argmax(-1) == labels, attack.fooled
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(2), seed), len(labels))
     return attacking.in_batches(batch, images, labels, keys)
 
 
-def draw(figure, rows):
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     for axis, mapping in zip(figure.subplots(1, len(MAPPINGS), sharey=True), MAPPINGS):
-        for place, variant in enumerate(results.unique(rows, "variant")):
-            mine = results.pick(rows, variant=variant, mapping=mapping)
-            clean, kept = (
-                100 * results.column(mine, name) for name in ("clean", "accuracy")
-            )
-            axis.bar(place, np.median(clean), color=style.colour(variant), alpha=0.3)
-            axis.bar(place, np.median(kept), color=style.colour(variant))
-            for values in (clean, kept):
-                axis.plot(
-                    [place, place],
-                    [values.min(), values.max()],
-                    color="black",
-                    linewidth=1.2,
-                )
+        variants = unique(rows, "variant")
+        for place, variant in enumerate(variants):
+            _bar(axis, place, variant, pick(rows, variant=variant, mapping=mapping))
         axis.set_title(f"pixels copied {MAPPINGS[mapping]}", fontsize=8)
-        axis.set_xticks(
-            range(place + 1),
-            [v.replace(" ", "\n") for v in results.unique(rows, "variant")],
-            fontsize=8,
-        )
+        names = [variant.replace(" ", "\n") for variant in variants]
+        axis.set_xticks(range(len(names)), names, fontsize=8)
     figure.axes[0].set_ylabel("accuracy, %: clean (pale) and attacked")
 
 
-def verdict(rows):
-    parts = []
-    for mapping, text in MAPPINGS.items():
-        chosen = results.pick(rows, mapping=mapping)
-        kept = {
-            v: np.median(results.column(results.pick(chosen, variant=v), "accuracy"))
-            for v in results.unique(rows, "variant")
-        }
-        numbers = ", ".join(
-            f"{style.name(v)} {style.percent(k)}" for v, k in kept.items()
-        )
-        better = [style.name(v) for v, k in kept.items() if k > kept["sm"]]
-        parts.append(
-            f"Pixels copied {text}: {numbers}; more than the SM: {' and '.join(better) or 'none'}"
-        )
-    clean = {
-        v: np.median(results.column(results.pick(rows, variant=v), "clean"))
-        for v in results.unique(rows, "variant")
+def _bar(axis: Axes, place: int, variant: str, rows: Sequence[Row]) -> None:
+    """Medians of clean and attacked accuracy, with the range of the seeds."""
+    for name, alpha in (("clean", 0.3), ("accuracy", 1)):
+        values = 100 * column(rows, name)
+        axis.bar(place, np.median(values), color=style.colour(variant), alpha=alpha)
+        ends = [values.min(), values.max()]
+        axis.plot([place, place], ends, color="black", linewidth=1.2)
+
+
+def _medians(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Variant -> the median of a column."""
+    return {
+        variant: float(np.median(column(pick(rows, variant=variant), name)))
+        for variant in unique(rows, "variant")
     }
-    parts.append(
-        "Clean: "
-        + ", ".join(f"{style.name(v)} {style.percent(c)}" for v, c in clean.items())
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    parts, every = [], []
+    for mapping, text in MAPPINGS.items():
+        chosen = pick(rows, mapping=mapping)
+        sm = pick(chosen, variant="sm")
+        numbers = []
+        for variant, kept in _medians(chosen, "accuracy").items():
+            number = f"{style.name(variant)} {style.percent(kept)}"
+            if variant != "sm":
+                mine = pick(chosen, variant=variant)
+                every.append(paired_difference(mine, sm, "accuracy"))
+                number += f" (minus SM, points: {style.points(every[-1])})"
+            numbers.append(number)
+        parts.append(f"Pixels copied {text}: {', '.join(numbers)}")
+    clean = ", ".join(
+        f"{style.name(variant)} {style.percent(median)}"
+        for variant, median in _medians(rows, "clean").items()
     )
-    return ". ".join(parts) + "." + style.epochs(rows) + style.diverged(rows)
+    text = ". ".join([*parts, f"Clean: {clean}"]) + "."
+    return text + style.paired(every) + style.epochs(rows) + style.diverged(rows)

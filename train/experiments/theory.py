@@ -1,53 +1,96 @@
-"""The Methods' theory, on trained networks: uniqueness, the layer's spectrum, Jacobians, curvature of the loss, stealth attacks."""
+"""The Methods' theory, on trained networks.
+
+Uniqueness, the spectrum of the layer, Jacobians, curvature, stealth attacks.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from train.experiments import results, style
-from train.experiments.study import pixels
+from train.experiments.harness import style
+from train.experiments.harness.results import (
+    Point,
+    Row,
+    column,
+    not_finite,
+    pick,
+    rounded,
+    unique,
+)
+from train.experiments.harness.study import Study, pixels
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from ibnn_jax import UCN
 
 TITLE = "Theory on trained networks (Methods)"
 PAPER = (
-    "for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times as curved (Eq. 62), and a single-neuron "
-    "stealth attack is unfeasible (Eq. 54); lam is below the uniqueness bound."
+    "for lam < 0 the layer never stretches (Prop. 6), the loss is (1 + lam p)^2 times "
+    "as curved (Eq. 62), and a single-neuron stealth attack is unfeasible (Eq. 54); "
+    "lam is below the uniqueness bound."
 )
 SIZE = (11, 3.6)
-PARTS = ("layer", "loss", "stealth")
+SPECTRUM_IMAGES = 2  # their groups of neurons make matrices of n x n
+LOSS_IMAGES = 200
+PROBES = 10  # random directions in which curvature is measured
+STATISTICS_IMAGES = 5000  # training images that the informed stealth attacker knows
 TRIGGERS = 5
-PROBES = 10
 
 
-def points(study):
+def points(study: Study) -> list[Point]:
     return [
-        {"variant": v, "part": part}
-        for v in study.all_variants()
-        for part in PARTS
-        if v != "sm" or part == "stealth"
+        {"variant": variant, "part": part}
+        for variant in study.all_variants()
+        for part in MEASURED
+        if variant != "sm" or part == "stealth"
     ]
 
 
-def measure(study, point):
+def measure(study: Study, point: Point) -> list[Row]:
     ensemble = study.ensemble(point["variant"])
     if ensemble is None:
-        return [{"seed": s, "finite": 0} for s in range(study.options.seeds)]
-    images, labels = study.attacked()
-    if point["part"] == "layer":
-        found = ensemble.each(_layer, images[:2])
-    elif point["part"] == "loss":
-        found = ensemble.each(_loss, images[:200], labels[:200])
-    else:
-        found = ensemble.each(
-            _stealth, images, pixels(study.dataset.train_images[:5000])
-        )
+        return not_finite(study.options.seeds)
+    found = MEASURED[point["part"]](study, ensemble)
     return [
-        {"seed": s}
-        | {k: round(float(v[s]), 6) for k, v in found.items()}
+        {"seed": seed}
+        | rounded(**{name: values[seed] for name, values in found.items()})
         | {"finite": 1}
-        for s in range(ensemble.seeds)
+        for seed in range(ensemble.seeds)
     ]
 
 
-def _layer(model, seed, images):
-    """lam against its bounds, and the spectrum of K_inf = dz/dy (Eq. 32) of the first layer on some images."""
+def _measure_layer(study, ensemble):
+    images, _ = study.attacked()
+    return ensemble.each(_layer, images[:SPECTRUM_IMAGES])
+
+
+def _measure_loss(study, ensemble):
+    images, labels = study.attacked()
+    return ensemble.each(_loss, images[:LOSS_IMAGES], labels[:LOSS_IMAGES])
+
+
+def _measure_stealth(study, ensemble):
+    images, _ = study.attacked()
+    known = pixels(study.dataset.train_images[:STATISTICS_IMAGES])
+    return ensemble.each(_stealth, images, known)
+
+
+MEASURED = {
+    "layer": _measure_layer,
+    "loss": _measure_loss,
+    "stealth": _measure_stealth,
+}
+
+
+def _layer(model: "UCN", seed: "Array", images: "Array") -> dict[str, "Array"]:
+    """lam against its bounds, and the spectrum of K_inf = dz/dy (Eq. 32).
+
+    Of the first layer.
+    """
     import jax.numpy as jnp
 
     import ibnn_jax
@@ -66,198 +109,183 @@ def _layer(model, seed, images):
     }
 
 
-def _loss(model, seed, images, labels):
-    """Input Jacobians of the logits and curvature of the loss, against the standard twin with the same weights."""
+def _loss(
+    model: "UCN", seed: "Array", images: "Array", labels: "Array"
+) -> dict[str, "Array"]:
+    """Input Jacobian of the logits, and curvature of the loss, against the twin's.
+
+    The twin is the standard network of the same weights.
+    """
     import jax
     import jax.numpy as jnp
     import optax
-    from flax import nnx
 
     from ibnn_jax import robustness
-    from train.experiments import attacking
+    from train.experiments.harness import attacking
 
-    twin = attacking.standard(nnx.clone(model))
-
-    def norms(network):
-        def one(image):
-            logits, pull = jax.vjp(lambda x: network(x[None])[0], image)
-            return jnp.sqrt(
-                (jax.vmap(pull)(jnp.eye(len(logits), dtype=logits.dtype))[0] ** 2).sum()
-            )
-
-        return jax.lax.map(one, images, batch_size=20)
+    twin = attacking.standard(model)
+    key = jax.random.fold_in(jax.random.key(4), seed)
 
     def curvature(network):
-        loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(
-            network(x), labels
-        )
-        return robustness.input_curvature(
-            loss, images, jax.random.fold_in(jax.random.key(4), seed), probes=PROBES
-        ).mean()
+        def loss(x):
+            logits = network(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
-    ratio = norms(model) / norms(twin)
+        return robustness.input_curvature(loss, images, key, probes=PROBES).mean()
+
+    norms = robustness.input_jacobian_norm(model, images)
+    ratio = norms / robustness.input_jacobian_norm(twin, images)
     layer = model.blocks[0].implicit
+    lam, p = layer.lam[...], layer.p
     return {
         "jacobian": jnp.median(ratio),
         "contracted": (ratio <= 1 + 1e-3).mean(),
         "curvature": curvature(model) / curvature(twin),
-        "predicted": robustness.predicted_curvature_ratio(layer.lam[...], layer.p),
+        "predicted": robustness.predicted_curvature_ratio(lam, p),
     }
 
 
-def _stealth(model, seed, images, train):
-    """A neuron is added to the first map of the first layer (Eqs. 44-46), and what it does to trigger and other images.
+def _stealth(
+    model: "UCN", seed: "Array", images: "Array", known: "Array"
+) -> dict[str, "Array"]:
+    """A neuron is added to the first layer (Eqs. 44-46), by two attackers.
 
-    Two attackers. Paper's (Eq. 52, b = 0): m along the trigger. Informed (Tyukin et al., with the statistics of the training
-    images): m along the whitened trigger, and a threshold at 0.8 of its answer. Both scale m so that the neuron's linear
-    response to the trigger is 1, and add c_a z to the logit of the least likely class, with c_a enough to make it the largest.
+    How often its trigger gets the attacker's class, and the shares of other images on
+    which it shows, and whose class it changes.
     """
     import jax
-    import jax.numpy as jnp
 
-    import ibnn_jax
+    from ibnn_jax import attacks
 
-    flat = train.reshape(len(train), -1)
-    mean = flat.mean(0)
-    covariance = (flat - mean).T @ (flat - mean) / len(flat) + 1e-2 * jnp.eye(
-        flat.shape[1], dtype=flat.dtype
-    )
-    block = model.blocks[0]
-
-    def hidden(x, response):
-        """Activity of the block with a neuron added whose linear response is `response`, and that neuron's activity."""
-        y = block.conv(x)
-        extra = response
-        z = y
-        if block.implicit is not None:
-            layer = block.implicit
-            lam, p = layer.lam[...], layer.p
-            first = jnp.concatenate(
-                [y[..., 0].reshape(len(y), -1), response[:, None]], 1
-            )
-            n = first.shape[1] - 1
-            # w stays 1 / D with D + 1 neurons (Eq. 46).
-            own = {
-                "solver": layer.solver,
-                "tol": layer.tol,
-                "max_steps": layer.max_steps,
-            }
-            solved = ibnn_jax.solve(
-                first, lam * (n + 1) / n, p, ibnn_jax.Uniform((-1,)), **own
-            ).value
-            extra = solved[:, -1]
-            z = layer(y).at[..., 0].set(solved[:, :-1].reshape(y.shape[:-1]))
-        return block.norm(jax.nn.relu(z)), jax.nn.relu(extra)
-
-    def logits(x, response, strength, target):
-        v, extra = hidden(x, response)
-        for later in model.blocks[1:]:
-            v, _ = later(v)
-        scores = model.head(v.reshape(len(v), -1))
-        return scores.at[:, target].add(strength * extra)
-
-    def attack(trigger, direction, centre, threshold):
-        answer = lambda x: (
-            (x.reshape(len(x), -1) - centre)
-            @ direction
-            / ((trigger.reshape(-1) - centre) @ direction)
-        )
-        respond = lambda x: (answer(x) - threshold) / (1 - threshold)
-        clean = model(trigger[None])[0]
-        target = clean.argmin()
-        needed = clean.max() - clean.min() + 1
-        # The attacker knows the network: the strength is set by the activity that the trigger really gets.
-        strength = needed / jnp.maximum(
-            hidden(trigger[None], respond(trigger[None]))[1][0], 1e-3
-        )
-        hit = (
-            logits(trigger[None], respond(trigger[None]), strength, target)[0].argmax()
-            == target
-        )
-        before = model(images)
-        after = logits(images, respond(images), strength, target)
-        return (
-            hit,
-            jnp.abs(after - before).max(1) > 0.01 * needed,
-            after.argmax(1) != before.argmax(1),
-        )
-
-    def one(trigger):
-        x = trigger.reshape(-1)
-        paper = attack(trigger, x, jnp.zeros_like(x), 0.0)
-        informed = attack(trigger, jnp.linalg.solve(covariance, x - mean), mean, 0.8)
-        return paper, informed
-
-    (hit, seen, changed), (hit_i, seen_i, changed_i) = jax.lax.map(
-        one, train[:TRIGGERS]
-    )
-    return {
-        "paper_hit": hit.mean(),
-        "paper_seen": seen.mean(),
-        "paper_changed": changed.mean(),
-        "informed_hit": hit_i.mean(),
-        "informed_seen": seen_i.mean(),
-        "informed_changed": changed_i.mean(),
+    triggers = known[:TRIGGERS]
+    attackers = {
+        "paper": attacks.stealth_neurons(triggers),
+        "informed": attacks.informed_stealth_neurons(triggers, known),
     }
+    found = {}
+    for name, neurons in attackers.items():
+        attack = jax.lax.map(
+            lambda pair: attacks.stealth(model, pair[0], pair[1], images),
+            (neurons, triggers),
+        )
+        found |= {
+            f"{name}_hit": attack.hit.mean(),
+            f"{name}_seen": attack.seen.mean(),
+            f"{name}_changed": attack.changed.mean(),
+        }
+    return found
 
 
-def draw(figure, rows):
-    axes = figure.subplots(1, 3)
-    variants = [v for v in results.unique(rows, "variant")]
-    panels = (
-        ("layer", ("norm",), "norm of dz/dy (Eq. 32)"),
-        (
-            "loss",
-            ("curvature", "predicted"),
-            "curvature of the loss over the SM's (bar: Eq. 62)",
-        ),
-        (
-            "stealth",
-            ("paper_seen", "informed_seen"),
-            "other images the stealth attack shows on, % (bar: informed)",
-        ),
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
+    layer, loss, stealth = figure.subplots(1, 3)
+    rows = _with_exact_ratio(rows)
+    _panel(layer, rows, "layer", {"norm": "o"}, "norm of dz/dy (Eq. 32)")
+    _panel(
+        loss,
+        rows,
+        "loss",
+        {"curvature": "o", "predicted": "_", "exact": "x"},
+        "curvature of the loss over the SM's\n(bar: Eq. 62, cross: 1 / (1 - lam p)^2)",
     )
-    for axis, (part, names, title) in zip(axes, panels):
-        for place, variant in enumerate(variants):
-            mine = results.pick(rows, variant=variant, part=part)
-            for name, marker in zip(names, "o_"):
-                values = results.column(mine, name) * (100 if part == "stealth" else 1)
-                axis.plot(
-                    [place] * len(values),
-                    values,
-                    marker,
-                    color=style.colour(variant),
-                    markersize=5 if marker == "o" else 14,
-                )
-        axis.set_title(title, fontsize=9)
-        axis.set_xticks(
-            range(len(variants)), [v.replace(" ", "\n") for v in variants], fontsize=8
-        )
-    axes[0].axhline(1, color="gray", linewidth=0.8)
-    axes[1].axhline(1, color="gray", linewidth=0.8)
+    _panel(
+        stealth,
+        rows,
+        "stealth",
+        {"paper_seen": "o", "informed_seen": "_"},
+        "other images the stealth attack shows on, %\n(bar: informed)",
+        scale=100,
+    )
+    for axis in (layer, loss):
+        axis.axhline(1, color="gray", linewidth=0.8)
 
 
-def verdict(rows):
+def _panel(
+    axis: Axes,
+    rows: Sequence[Row],
+    part: str,
+    markers: dict[str, str],
+    title: str,
+    scale: float = 1,
+) -> None:
+    """A mark for every seed of every variant, in the marker of its column."""
+    variants = unique(rows, "variant")
+    for place, variant in enumerate(variants):
+        mine = pick(rows, variant=variant, part=part)
+        for name, marker in markers.items():
+            values = scale * column(mine, name)
+            size = 14 if marker == "_" else 5
+            line = {"color": style.colour(variant), "markersize": size}
+            axis.plot([place] * len(values), values, marker, **line)
+    axis.set_title(title, fontsize=9)
+    names = [variant.replace(" ", "\n") for variant in variants]
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+
+
+def _with_exact_ratio(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and in those of the loss "exact": 1 / (1 - lam p)^2 of their network.
+
+    lam and p = 1 / (2 bound_paper) stand in the rows of the layer, in old files too.
+    """
+    ratio = {}
+    for row in pick(rows, part="layer"):
+        p = 1 / (2 * row["bound_paper"])
+        ratio[row["variant"], row["seed"]] = 1 / (1 - row["lam"] * p) ** 2
+    return [
+        row | {"exact": ratio.get((row["variant"], row["seed"]), np.nan)}
+        if row["part"] == "loss"
+        else row
+        for row in rows
+    ]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    rows = _with_exact_ratio(rows)
     parts = []
-    for variant in results.unique(rows, "variant"):
-        value = lambda part, name: np.nanmedian(
-            results.column(results.pick(rows, variant=variant, part=part), name)
-        )
-        if any(row["finite"] == 0 for row in results.pick(rows, variant=variant)):
+    for variant in unique(rows, "variant"):
+        mine = pick(rows, variant=variant)
+        if any(row["finite"] == 0 for row in mine):
             continue
-        text = ""
+        texts = [_stealth_text(mine)]
         if variant != "sm":
-            text = (
-                f"lam {value('layer', 'lam'):.3g} (unique below {value('layer', 'bound'):.3g}, by the paper's proof "
-                f"{value('layer', 'bound_paper'):.3g}), norm of dz/dy {value('layer', 'norm'):.3f}, Jacobian "
-                f"{value('loss', 'jacobian'):.2f} of the SM's and no larger on "
-                f"{style.percent(value('loss', 'contracted'))} of the images, curvature {value('loss', 'curvature'):.2f} "
-                f"(predicted {value('loss', 'predicted'):.2f}), "
-            )
-        text += (
-            f"stealth: the paper's attacker hits {style.percent(value('stealth', 'paper_hit'))} of the triggers and shows on "
-            f"{style.percent(value('stealth', 'paper_seen'))} of the other images, an informed one "
-            f"{style.percent(value('stealth', 'informed_hit'))} and {style.percent(value('stealth', 'informed_seen'))}"
-        )
-        parts.append(f"{style.name(variant)}: {text}")
+            texts = [_layer_text(mine), _loss_text(mine), *texts]
+        parts.append(f"{style.name(variant)}: {', '.join(texts)}")
     return ". ".join(parts) + "." + style.diverged(rows)
+
+
+def _median(rows: Sequence[Row], part: str, name: str) -> float:
+    return float(np.nanmedian(column(pick(rows, part=part), name)))
+
+
+def _layer_text(rows: Sequence[Row]) -> str:
+    lam, bound, paper, norm = (
+        _median(rows, "layer", name) for name in ("lam", "bound", "bound_paper", "norm")
+    )
+    return (
+        f"lam {lam:.3g} (unique below {bound:.3g}, by the paper's proof {paper:.3g}), "
+        f"norm of dz/dy {norm:.3f}"
+    )
+
+
+def _loss_text(rows: Sequence[Row]) -> str:
+    jacobian, contracted, curvature, predicted, exact = (
+        _median(rows, "loss", name)
+        for name in ("jacobian", "contracted", "curvature", "predicted", "exact")
+    )
+    return (
+        f"Jacobian {jacobian:.2f} of the SM's and no larger on "
+        f"{style.percent(contracted)} of the images, curvature {curvature:.3g} of the "
+        f"SM's (Eq. 62, (1 + lam p)^2: {predicted:.3g}; at a flat input "
+        f"1 / (1 - lam p)^2: {exact:.3g})"
+    )
+
+
+def _stealth_text(rows: Sequence[Row]) -> str:
+    paper_hit, paper_seen, informed_hit, informed_seen = (
+        style.percent(_median(rows, "stealth", name))
+        for name in ("paper_hit", "paper_seen", "informed_hit", "informed_seen")
+    )
+    return (
+        f"stealth: the paper's attacker hits {paper_hit} of the triggers and shows on "
+        f"{paper_seen} of the other images, an informed one {informed_hit} and "
+        f"{informed_seen}"
+    )

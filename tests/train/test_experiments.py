@@ -1,5 +1,6 @@
 """The experiments: each end to end on tiny data, resumed, and drawn without JAX."""
 
+import dataclasses
 import importlib
 import math
 import subprocess
@@ -9,16 +10,16 @@ import numpy as np
 import pytest
 
 from train.errors import Stopped
-from train.experiments import main, options, results, show
-from train.experiments.study import Study
+from train.experiments.harness import main, options, results
+from train.experiments.harness.study import Study
 
 TRAINING = ("learning_speed", "less_data", "expressivity", "memorization")
-NETWORKS = ("pgd", "pixle", "transfer", "theory")
+TWO_VARIANTS = ("less_data", "expressivity", "pgd", "pixle", "theory")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Options that train networks of 8 x 8 digits in no time, all experiments into one folder."""
+    """Options that train networks of 8 x 8 digits in no time, into one folder."""
     out = tmp_path_factory.mktemp("experiments")
     return options.Options(
         dataset="digits",
@@ -32,23 +33,19 @@ def tiny(tmp_path_factory):
     )
 
 
+def experiment(name):
+    return importlib.import_module(f"train.experiments.{name}")
+
+
 def few(name, points):
     """As many points as the verdict needs, and no more."""
     if name == "multistability":
-        return [
-            p
-            for p in points
-            if p["lam"]
-            in (
-                0.02,
-                0.4,
-                *importlib.import_module("train.experiments.multistability").PATH,
-            )
-        ]
+        chosen = (0.02, 0.4, *experiment(name).PATH)
+        return [point for point in points if point["lam"] in chosen]
     if name in ("boundary2d", "transfer"):
         return points[:2]
-    if name in ("less_data", "expressivity", "pgd", "pixle", "theory"):
-        return [p for p in points if p["variant"] in ("sm", "trained")]
+    if name in TWO_VARIANTS:
+        return [point for point in points if point["variant"] in ("sm", "trained")]
     return points
 
 
@@ -59,7 +56,7 @@ def folders(tiny):
 
     def run(name):
         if name not in done:
-            module = importlib.import_module(f"train.experiments.{name}")
+            module = experiment(name)
             whole = module.points
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(module, "points", lambda study: few(name, whole(study)))
@@ -75,19 +72,24 @@ def test_end_to_end(name, folders, tiny, capsys):
     rows = results.read(folder / "results.csv")
     seeds = {row["seed"] for row in rows if math.isfinite(row["seed"])}
     assert seeds == {0, 1}
-    assert {"figure.png", "figure.pdf", "verdict.txt", "about.json"} <= {
-        f.name for f in folder.iterdir()
-    }
+    files = {file.name for file in folder.iterdir()}
+    assert {"figure.png", "figure.pdf", "verdict.txt", "about.json"} <= files
     assert (folder / "figure.png").stat().st_size > 5000
     verdict = (folder / "verdict.txt").read_text()
     assert "Paper:" in verdict and "nan" not in verdict
     # A finished experiment measures nothing again.
-    module = importlib.import_module(f"train.experiments.{name}")
     before = (folder / "results.csv").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "measure", None)
+        patch.setattr(experiment(name), "measure", None)
         main.run(name, tiny)
     assert (folder / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", TRAINING + ("pgd", "pixle"))
+def test_two_models_are_compared_seed_by_seed(name, folders):
+    verdict = " ".join((folders(name) / "verdict.txt").read_text().split())
+    assert "minus SM" in verdict
+    assert "in brackets their bootstrap 95% confidence interval" in verdict
 
 
 @pytest.mark.parametrize("name", ("pgd", "pixle"))
@@ -96,19 +98,44 @@ def test_attacks_say_of_which_epoch_the_networks_are(name, folders, tiny):
     rows = results.read(folder / "results.csv")
     for variant in ("sm", "trained"):
         lowest = study.history(variant)[0]["test_loss"].argmin(1) + 1
-        assert {
-            (row["seed"], row["epoch"]) for row in results.pick(rows, variant=variant)
-        } == set(enumerate(lowest))
-    assert (
-        "of epochs SM 1, 1; IBNN, lam trained in bounds 1, 1."
-        in (folder / "verdict.txt").read_text()
-    )
+        mine = results.pick(rows, variant=variant)
+        assert {(row["seed"], row["epoch"]) for row in mine} == set(enumerate(lowest))
+    verdict = (folder / "verdict.txt").read_text()
+    assert "of epochs SM 1, 1; IBNN, lam trained in bounds 1, 1." in verdict
+
+
+def test_theory_stands_beside_the_papers(folders):
+    verdict = " ".join((folders("theory") / "verdict.txt").read_text().split())
+    assert "(Eq. 62, (1 + lam p)^2:" in verdict and "1 / (1 - lam p)^2:" in verdict
+    rows = results.read(folders("transfer") / "results.csv")
+    for row in rows:
+        assert 0 <= row["certified"] <= row["certified_sharper"] <= 1
+    verdict = " ".join((folders("transfer") / "verdict.txt").read_text().split())
+    assert "its sharper form M - 2 |lam| sqrt((D^2 - 1) / (3 D))" in verdict
+
+
+@pytest.mark.parametrize("layers", (1, 2))
+def test_transfer_promises_nothing_for_deep_networks(layers):
+    from flax import nnx
+
+    import ibnn_jax
+    from train.experiments import transfer
+
+    model = ibnn_jax.UCN((4, 4, 1), 3, layers=layers, implicit=False, rngs=nnx.Rngs(0))
+    model.eval()
+    images, labels = np.ones((2, 4, 4, 1), np.float32), np.array([0, 1])
+    promised = transfer.promised(model, images, labels, -0.1)
+    unknown = [np.isnan(values).all() for values in promised.values()]
+    assert unknown == [layers > 1] * 3
 
 
 def test_figures_need_no_jax(folders):
     """Nothing but the rows is read, so that figures can be drawn anywhere."""
     paths = [str(folders(name)) for name in options.NAMES]
-    code = "import sys; sys.modules['jax'] = sys.modules['flax'] = None; from train.experiments import show; show.main(sys.argv[1:])"
+    code = (
+        "import sys; from train.experiments.harness.show import main; "
+        "main(sys.argv[1:]); assert not {'jax', 'flax'} & set(sys.modules)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code, *paths], capture_output=True, text=True
     )
@@ -121,17 +148,44 @@ def test_networks_are_shared(folders, tiny):
     for name in TRAINING:
         folders(name)
     study = Study(tiny)
-    plain = {v: study.config(v).out for v in study.all_variants()}
+    plain = {variant: study.config(variant).out for variant in study.all_variants()}
     assert len(set(plain.values())) == 4
-    assert (
-        study.config("sm", train_fraction=tiny.train_fraction * 1.0).out == plain["sm"]
-    )
+    again = study.config("sm", train_fraction=tiny.train_fraction * 1.0)
+    assert again.out == plain["sm"]
+
+
+def test_channels_follow_the_paper(monkeypatch):
+    """Fig. 6 has its own channels for every data set, Fig. 7 those of one."""
+    from train.experiments import expressivity, learning_speed
+
+    monkeypatch.setattr(Study, "variants", lambda study: ["sm"])
+
+    def sizes(dataset):
+        points = expressivity.points(Study(options.Options(dataset=dataset)))
+        return [point["channels"] for point in points]
+
+    assert sizes("fashion_mnist") == [1, 2, 3, 5]
+    assert sizes("cifar10") == [4, 8, 12, 16]
+
+    asked = []
+
+    def history(study, variant, **changes):
+        asked.append(study.config(variant, **changes).channels)
+        return {}, False
+
+    monkeypatch.setattr(Study, "history", history)
+    for dataset, channels in (
+        ("fashion_mnist", None),
+        ("cifar10", None),
+        ("cifar10", 8),
+    ):
+        chosen = options.Options(dataset=dataset, channels=channels)
+        learning_speed.measure(Study(chosen), {"variant": "trained"})
+    assert asked == [3, 16, 8]
 
 
 @pytest.mark.parametrize("stop", ("error", "signal"))
 def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
-    import dataclasses
-
     from train.experiments import multistability
 
     chosen = [
@@ -148,28 +202,24 @@ def test_resumed_experiment_writes_the_same_file(stop, tiny, tmp_path):
         measured.append(point)
         return measure(study, point)
 
+    broken = dataclasses.replace(tiny, out=str(tmp_path / "broken"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multistability, "points", lambda study: chosen)
         patch.setattr(multistability, "verdict", lambda rows: "")
         patch.setattr(multistability, "draw", lambda figure, rows: None)
-        whole = main.run(
-            "multistability", dataclasses.replace(tiny, out=str(tmp_path / "whole"))
-        )
+        unbroken = dataclasses.replace(tiny, out=str(tmp_path / "whole"))
+        whole = main.run("multistability", unbroken)
         patch.setattr(multistability, "measure", measure_some)
-        broken = dataclasses.replace(tiny, out=str(tmp_path / "broken"))
         with pytest.raises(RuntimeError if stop == "error" else Stopped):
             main.run("multistability", broken, caught)
         assert len(results.read(broken.folder("multistability") / "results.csv")) == 4
         patch.setattr(multistability, "measure", measure)
         resumed = main.run("multistability", broken)
-    assert (resumed / "results.csv").read_bytes() == (
-        whole / "results.csv"
-    ).read_bytes()
+    ends = [(folder / "results.csv").read_bytes() for folder in (resumed, whole)]
+    assert ends[0] == ends[1]
 
 
 def test_a_training_that_diverges_is_a_result(tiny, tmp_path, monkeypatch):
-    import dataclasses
-
     from train.engine import loop
     from train.experiments import less_data
 
@@ -178,99 +228,29 @@ def test_a_training_that_diverges_is_a_result(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train", diverge)
     rows = Study(dataclasses.replace(tiny, out=str(tmp_path))).outcomes("free")
-    assert [row["finite"] for row in rows] == [0, 0] and all(
-        math.isnan(row["best"]) for row in rows
-    )
+    assert [row["finite"] for row in rows] == [0, 0]
+    assert all(math.isnan(row["best"]) for row in rows)
     good = [
-        {"variant": "sm", "fraction": 1.0, "seed": s, "best": 0.8, "finite": 1}
-        for s in (0, 1)
+        {"variant": "sm", "fraction": 1.0, "seed": seed, "best": 0.8, "finite": 1}
+        for seed in (0, 1)
     ]
     bad = [{"variant": "free", "fraction": 1.0} | row for row in rows]
     assert "did not stay finite" in less_data.verdict(good + bad)
 
 
 def test_ensemble_is_the_trained_networks(folders, tiny):
-    """The networks of a study classify the test images as the run's own evaluation did at their lowest test loss."""
+    """A study's networks classify the test images as the run's own evaluation did."""
     folders("learning_speed")
     study = Study(tiny)
     data = study.dataset
     for variant in ("sm", "trained"):
         history, _ = study.history(variant)
-        at_best = history["test_accuracy"][np.arange(2), history["test_loss"].argmin(1)]
-        correct = study.ensemble(variant).each(
-            _correct, data.test_images, data.test_labels
-        )
-        np.testing.assert_allclose(np.asarray(correct).mean(1), at_best, atol=1e-6)
+        lowest = history["test_loss"].argmin(1)
+        at_lowest = history["test_accuracy"][np.arange(2), lowest]
+        ensemble = study.ensemble(variant)
+        correct = ensemble.each(_correct, data.test_images, data.test_labels)
+        np.testing.assert_allclose(np.asarray(correct).mean(1), at_lowest, atol=1e-6)
 
 
 def _correct(model, seed, images, labels):
     return model(images).argmax(-1) == labels
-
-
-def test_results_hold_whole_points(tmp_path):
-    table = results.Results(tmp_path)
-    table.add(
-        {"variant": "sm", "eps": 0.1},
-        [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": math.nan}],
-    )
-    table.add({"variant": "sm", "eps": 0.2}, [{"seed": 0, "other": 3}])
-    again = results.Results(tmp_path)
-    assert again.has({"variant": "sm", "eps": 0.1}) and not again.has(
-        {"variant": "sm", "eps": 0.3}
-    )
-    rows = again.rows()
-    assert len(rows) == len(table.rows()) == 3
-    assert (
-        [row["seed"] for row in rows] == [0, 1, 0]
-        and rows[2]["other"] == 3
-        and math.isnan(rows[2]["accuracy"])
-    )
-
-
-def test_crossing_and_curve():
-    x, y = np.array([0.1, 0.5, 1.0]), np.array([0.6, 0.8, 0.9])
-    assert results.crossing(x, y, 0.7) == pytest.approx(0.3)
-    assert results.crossing(x, y, 0.5) == 0.1
-    assert results.crossing(x, y, 0.95) is None
-    rows = [{"x": 1.0, "y": v} for v in (1.0, 2.0, 3.0)] + [{"x": 0.0, "y": math.nan}]
-    xs, middle, low, high = results.curve(rows, "x", "y", coverage=1)
-    assert (
-        list(xs) == [0, 1]
-        and middle[1] == 2
-        and (low[1], high[1]) == (1, 3)
-        and math.isnan(middle[0])
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["nothing"], "invalid choice"),
-        (["pgd", "--images", "0"], "images must be at least 1"),
-        (["pgd", "--fixed-lams", "0.1"], "fixed_lams must be negative"),
-        (["pgd", "--seeds", "0"], "seeds must be at least 1"),
-        (["pgd", "--dataset", "mnist"], "dataset must be one of"),
-    ],
-)
-def test_bad_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        options.parse(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_numbers_choose_the_folder():
-    base = options.Options()
-    same = options.Options(data_dir="elsewhere")
-    other = options.Options(epochs=3)
-    assert base.folder("pgd") == same.folder("pgd") != other.folder("pgd")
-    names, chosen = options.parse(["all", "--quick", "--seeds", "1"])
-    assert (
-        names == options.NAMES
-        and chosen.seeds == 1
-        and chosen.epochs == options.QUICK["epochs"]
-    )
-
-
-def test_show_needs_results(tmp_path):
-    with pytest.raises(SystemExit, match="holds no results.csv"):
-        show.main([str(tmp_path)])

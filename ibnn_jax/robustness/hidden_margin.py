@@ -1,0 +1,48 @@
+"""How far the hidden activations of a network are from another class."""
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+import ibnn_jax
+
+
+def hidden_margins(
+    model: "ibnn_jax.UCN", images: Float[Array, "N H W C"], labels: Int[Array, "N"]
+) -> Float[Array, "N"]:
+    """How far the hidden activations of each image are from the nearest wrong class.
+
+    With one hidden layer v the logits are linear in v, f_j = c_j . v + const, where c_j
+    takes up the scale of batch norm. Moving v by less than
+
+        min over j of (f_label - f_j) / |c_label - c_j|_2
+
+    leaves the class as it is. This is half of the paper's margin M (Eq. S3), of one
+    image: compare it with how far a layer can move v (Eqs. S9, S11; `transfer_margin`
+    of twice the distance).
+
+    Args:
+        model: a network of one block, in evaluation mode.
+
+    Returns:
+        One distance per image; negative where the class is wrong already.
+
+    Raises:
+        ValueError: the network has more than one block.
+    """
+    if len(model.blocks) != 1:
+        raise ValueError(
+            "hidden_margins needs a network of one hidden layer; this one has "
+            f"{len(model.blocks)}"
+        )
+    norm = model.blocks[0].norm
+    scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
+    kernel = model.head.kernel[...]
+    c = kernel.reshape(-1, len(scale), kernel.shape[1]) * scale[:, None]
+    c = c.reshape(kernel.shape)  # [activations, classes]
+    gaps = jnp.linalg.norm(c[:, :, None] - c[:, None, :], axis=0)
+    logits = model(images)
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    distance = (own - logits) / jnp.where(gaps > 0, gaps, 1)[labels]
+    is_own = jnp.arange(len(gaps)) == labels[:, None]
+    return jnp.where(is_own, jnp.inf, distance).min(1)

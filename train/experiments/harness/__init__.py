@@ -1,0 +1,1 @@
+"""What all experiments share: options, networks, rows, statistics and drawing."""
