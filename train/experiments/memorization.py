@@ -34,14 +34,15 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
     for variant in unique(rows, "variant"):
         mine = pick(rows, variant=variant)
         style.band(top, mine, "wrong", "best", variant, scale=100)
-    for variant, advantage in _advantages(rows).items():
+    for place, (variant, advantage) in enumerate(_advantages(rows).items()):
         mean, low, high = (
             100 * np.array([getattr(d, name) for d in advantage.values()])
             for name in ("mean", "low", "high")
         )
         errors = np.stack([mean - low, high - mean])
         line = {"marker": ".", "capsize": 3, "color": style.colour(variant)}
-        bottom.errorbar(list(advantage), mean, errors, **line)
+        beside = np.array(list(advantage)) + 0.004 * place  # bars do not overlap
+        bottom.errorbar(beside, mean, errors, **line)
     bottom.axhline(0, color="gray", linewidth=0.8)
     top.set(ylabel="best test accuracy, %")
     bottom.set(

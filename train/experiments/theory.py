@@ -195,6 +195,8 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
         "other images the stealth attack shows on, %\n(bar: informed)",
         scale=100,
     )
+    loss.set_yscale("symlog", linthresh=0.01)
+    loss.set_ylim(bottom=-0.002)  # Eq. (62) is 0 at lam = -1 / p
     for axis in (layer, loss):
         axis.axhline(1, color="gray", linewidth=0.8)
 
