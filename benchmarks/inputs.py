@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ibnn_jax
-from ibnn_jax.problem import bind
+from ibnn_jax.ibnn.layout import bind
 
 LAMS = (-0.1, -0.5, -2.0, -5.0, -20.0, 0.03, 0.08)
 ACTIVATIONS = Path(__file__).parent / "activations.npz"

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from ibnn_jax.problem import bind
+from ibnn_jax.ibnn.layout import bind
 
 
 def one_group(y, p, coupling):

@@ -10,7 +10,7 @@ from flax import nnx
 
 import ibnn_jax
 from benchmarks import inputs, report
-from ibnn_jax.problem import bind
+from ibnn_jax.ibnn.layout import bind
 
 BATCH = 128
 NETWORKS = {

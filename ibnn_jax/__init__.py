@@ -1,16 +1,83 @@
-"""Implicit Bias Neural Networks in JAX and Flax."""
+"""Implicit neurons in JAX and Flax.
 
-from ibnn_jax.adjoint import Implicit, Phantom, Unrolled
-from ibnn_jax.convolution import canonical_convolution
-from ibnn_jax.couplings import Dense, Uniform, Window, uniqueness_bound
-from ibnn_jax.layers import IBNNConv, IBNNLinear, ImplicitBias, implicit_layers, project
-from ibnn_jax.models import UCN, transfer
-from ibnn_jax.sigmas import Sigma, hard_tanh, tanh
-from ibnn_jax.solution import Result, Solution, Stats
-from ibnn_jax.solve import energy, implicit_bias, solve, solve_adjoint
+The layer: `ImplicitBias`, `IBNNLinear`, `IBNNConv`, `UCN`; `project` after every update.
+The function: `implicit_bias` (differentiable), `solve`, `inverse`, `energy`.
+Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
+Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.
+Adjoints: `Implicit`, `Unrolled`, `Phantom`.
+Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
+"""
+
+from ibnn_jax import attacks, core, robustness, solvers
+from ibnn_jax.core.adjoint import Implicit, Phantom, Unrolled
+from ibnn_jax.core.solution import Result, Solution, Stats
+from ibnn_jax.ibnn.couplings import (
+    Dense,
+    Uniform,
+    Window,
+    project_lam,
+    uniqueness_bound,
+)
+from ibnn_jax.ibnn.mean_field.solver import MeanField
+from ibnn_jax.ibnn.sigmas import Sigma, hard_tanh, tanh
+from ibnn_jax.ibnn.solve import (
+    energy,
+    implicit_bias,
+    inverse,
+    one_step,
+    solve,
+    solve_adjoint,
+)
+from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
+from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
+from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.ucn import UCN, transfer
 from ibnn_jax.solvers.anderson import Anderson
 from ibnn_jax.solvers.broyden import Broyden
 from ibnn_jax.solvers.gradient_descent import GradientDescent
-from ibnn_jax.solvers.meanfield import MeanField
 from ibnn_jax.solvers.newton import Newton
 from ibnn_jax.solvers.picard import Picard
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "Dense",
+    "GradientDescent",
+    "IBNNConv",
+    "IBNNLinear",
+    "Implicit",
+    "ImplicitBias",
+    "MeanField",
+    "Newton",
+    "Phantom",
+    "Picard",
+    "Result",
+    "Sigma",
+    "Solution",
+    "Stats",
+    "UCN",
+    "Uniform",
+    "Unrolled",
+    "Window",
+    "attacks",
+    "canonical_convolution",
+    "core",
+    "energy",
+    "fast_convolution",
+    "hard_tanh",
+    "implicit_bias",
+    "implicit_layers",
+    "inverse",
+    "one_step",
+    "project",
+    "project_lam",
+    "robustness",
+    "solve",
+    "solve_adjoint",
+    "solvers",
+    "tanh",
+    "transfer",
+    "uniqueness_bound",
+]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibnn_jax.cells import Cells
+from ibnn_jax.ibnn.mean_field.quadrature import Cells
 
 CUBIC = np.polynomial.Polynomial([0.3, -1.0, 0.7, 0.4])
 QUINTIC = np.polynomial.Polynomial([0.2, 0.5, -0.3, 0.1, 0.6, -0.4])

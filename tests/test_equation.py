@@ -7,7 +7,7 @@ import pytest
 
 import ibnn_jax as ib
 from ibnn_jax import operators
-from ibnn_jax.problem import bind
+from ibnn_jax.ibnn.layout import bind
 
 
 def window_matrix(height, width, size):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibnn_jax.linear import conjugate_gradient
+from ibnn_jax.core.linear_solve import conjugate_gradient
 
 
 def systems(weight):

@@ -17,8 +17,8 @@ from ibnn_jax import (
     Uniform,
     Window,
 )
-from ibnn_jax.iterate import collapsed_start, iterate
-from ibnn_jax.problem import Problem, bind
+from ibnn_jax.core.iterate import collapsed_start, iterate
+from ibnn_jax.ibnn.equation import Problem, bind
 from ibnn_jax.solvers import from_jaxopt
 from ibnn_jax.solvers.anderson import _solve
 

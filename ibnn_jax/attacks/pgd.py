@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.attacks.attacked import Attacked, judge, worse
-from ibnn_jax.iterate import select
+from ibnn_jax.core.batching import select
 
 
 def pgd(

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.attacks.attacked import judge, worse
-from ibnn_jax.iterate import select
+from ibnn_jax.core.batching import select
 
 
 class Rearranged(NamedTuple):

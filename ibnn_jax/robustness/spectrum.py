@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.couplings import Coupling
-from ibnn_jax.problem import bind
-from ibnn_jax.solve import solve_adjoint
+from ibnn_jax.ibnn.couplings import Coupling
+from ibnn_jax.ibnn.layout import bind
+from ibnn_jax.ibnn.solve import solve_adjoint
 
 
 def gain_spectrum(

@@ -1,4 +1,7 @@
-"""The solvers, one algorithm a file; each is a frozen options object for `solver=`."""
+"""The solvers, one algorithm a file; each is a frozen options object for `solver=`.
+
+All but MeanField run on any `ibnn_jax.core.AbstractProblem`.
+"""
 
 from ibnn_jax.solvers.anderson import Anderson
 from ibnn_jax.solvers.broyden import Broyden
@@ -7,4 +10,21 @@ from ibnn_jax.solvers.jaxopt import from_jaxopt
 from ibnn_jax.solvers.newton import Newton
 from ibnn_jax.solvers.picard import Picard
 
-__all__ = ["Anderson", "Broyden", "GradientDescent", "Newton", "Picard", "from_jaxopt"]
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "GradientDescent",
+    "MeanField",
+    "Newton",
+    "Picard",
+    "from_jaxopt",
+]
+
+
+def __getattr__(name: str):
+    # MeanField solves implicit bias only, so it lives there and uses Newton from here.
+    if name == "MeanField":
+        from ibnn_jax.ibnn.mean_field.solver import MeanField
+
+        return MeanField
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

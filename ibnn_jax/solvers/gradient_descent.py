@@ -1,4 +1,4 @@
-"""Gradient descent on the energy with a step size that adapts and satisfies Armijo's condition."""
+"""Gradient descent on the energy with an adaptive step that meets Armijo's condition."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,26 +8,34 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.iterate import Solver, select
+from ibnn_jax.core.batching import select
+from ibnn_jax.core.solver import IterativeSolver
 
 
 @dataclass(frozen=True)
-class GradientDescent(Solver):
-    """z <- z + tau r(z), r = -grad E (paper Eq. 12), with tau from Barzilai and Borwein and tested before it is taken.
+class GradientDescent(IterativeSolver):
+    """z <- z + tau r(z), r = -grad E (paper Eq. 12), tau from Barzilai and Borwein.
 
-    Armijo's condition, E(z + tau r) <= E(z) - c tau |r|^2, is never tested by energies, whose difference drowns in
-    rounding near the solution. It is implied, for c <= 1/2, by each of
+    Armijo's condition, E(z + tau r) <= E(z) - c tau |r|^2, is never tested by energies,
+    whose difference drowns in rounding near the solution. It is implied, for c <= 1/2,
+    by each of
 
-    - tau <= 1 / L, L the largest possible curvature of E;
-    - E convex (lam <= 0) and r(z + tau r).r >= c |r|^2: the slope at the far end still points downhill.
+    - tau <= 1 / L, L the largest possible curvature of E
+      (`AbstractProblem.shortest_step`);
+    - E convex (lam <= 0) and r(z + tau r).r >= c |r|^2: the slope at the far end still
+      points downhill.
 
-    A trial that meets neither is dropped: that step leaves z where it is and cuts tau to `shrink` of the secant estimate
-    of the minimum on the line. An accepted one sets the next tau to that estimate, within [1 / L, 1].
-    For lam > 0, L = 1 and tau is 1 throughout: every step is accepted and is the Picard step, so the
-    solution reached is the one that descent from the start leads to, past the uniqueness bound too.
+    A trial that meets neither is dropped: that step leaves z where it is and cuts tau
+    to `shrink` of the secant estimate of the minimum on the line. An accepted one sets
+    the next tau to that estimate, within [1 / L, 1]. For lam > 0, L = 1 and tau is 1
+    throughout: every step is accepted and is the Picard step, so the solution reached
+    is the one that descent from the start leads to, past the uniqueness bound too.
 
-    Steps to a tolerance of 1e-9 in float64 for lam in [-20, 0.9 bound], p up to 30, 36 or 64 neurons: median 11 to 23,
-    most 230 (Uniform), 1130 (Window); a dropped trial counts as a step.
+    A problem without an energy is served as well as its residual resembles a gradient.
+
+    Steps to a tolerance of 1e-9 in float64 for implicit bias with lam in
+    [-20, 0.9 bound], p up to 30, 36 or 64 neurons: median 11 to 23, most 230 (Uniform),
+    1130 (Window); a dropped trial counts as a step.
 
     Args:
         armijo: c, in (0, 1/2].
@@ -36,8 +44,9 @@ class GradientDescent(Solver):
     Raises:
         ValueError: an option outside its range.
 
-    References: Barzilai and Borwein, Two-point step size gradient methods (1988); Hager and Zhang, A new conjugate
-    gradient method with guaranteed descent (2005), for line searches by slopes.
+    References: Barzilai and Borwein, Two-point step size gradient methods (1988);
+    Hager and Zhang, A new conjugate gradient method with guaranteed descent (2005), for
+    line searches by slopes.
     """
 
     armijo: float = 0.1
@@ -54,11 +63,11 @@ class GradientDescent(Solver):
             )
 
     def init(self, problem, z):
-        return _State(z, problem.residual(z), _shortest(problem))
+        return _State(z, problem.residual(z), problem.shortest_step)
 
     def step(self, problem, state, active, unrolled):
         z, r, tau = state
-        shortest = _shortest(problem)
+        shortest = problem.shortest_step
         trial = z + tau * r
         r_trial = problem.residual(trial)
 
@@ -72,14 +81,6 @@ class GradientDescent(Solver):
         tau = jnp.clip(jnp.where(accept, secant, self.shrink * secant), shortest, 1)
         kept = select(accept[:, 0], (trial, r_trial), (z, r))
         return _State(*kept, tau)
-
-
-def _shortest(problem):
-    """1 / L, with L = 1 - min(lam, 0) / bound: 0 <= -DB(z) <= 1 / bound at every z (`uniqueness_bound`)."""
-    curvature = 1 - jnp.minimum(problem.lam, 0) / problem.op.bound(problem.p)
-    return (1 / curvature).astype(
-        problem.y.dtype
-    )  # the bound has the dtype of w under Dense
 
 
 class _State(NamedTuple):

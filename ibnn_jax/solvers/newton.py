@@ -1,34 +1,43 @@
-"""Newton's method on the energy, with conjugate gradients."""
+"""Newton's method with an iterative linear solve."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float
 
-from ibnn_jax.iterate import Simple, Solver, select
-from ibnn_jax.linear import conjugate_gradient
+from ibnn_jax.core.batching import select
+from ibnn_jax.core.iterate import Simple
+from ibnn_jax.core.linear_solve import linear_solve
+from ibnn_jax.core.problem import AbstractProblem
+from ibnn_jax.core.solver import IterativeSolver
 
 
 @dataclass(frozen=True)
-class Newton(Solver):
-    """z <- z + a H^-1 r, with H = I + lam DB(z) the Hessian and r = -grad E the residual.
+class Newton(IterativeSolver):
+    """z <- z + a H^-1 r, with H = -Dr(z); for implicit bias the Hessian of the energy.
 
-    Below the uniqueness bound E is strictly convex along every line, so a full step that overshoots is cut back by
-    the secant rule on the slope r.delta, which needs no energy values (these drown in rounding near the solution).
+    Where r = -grad E and the solution is unique, E is strictly convex along every line.
+    A full step that overshoots is then cut back by the secant rule on the slope
+    r.delta, which needs no energy values (these drown in rounding near the solution).
+    For other problems a step that does not bring |r| down is cut, and in the end
+    replaced by the safe step.
 
-    Past the bound the aim is the solution that descent reaches from z = y. There each step is the Picard step,
-    which for lam > 0 is the convex-concave procedure and lowers E from anywhere, until p max|r| < 0.01;
-    then Newton finishes, unless it meets negative curvature or fails to reduce the residual.
+    Where the solution may not be unique the aim is the one that descent reaches from
+    the start. There each step is the plain fixed-point step, which for lam > 0 is the
+    convex-concave procedure and lowers E from anywhere, until the problem calls the
+    residual close (p max|r| < 0.01); then Newton finishes, unless it meets negative
+    curvature or fails to reduce the residual.
 
     Args:
         linear_tol: relative residual of the inner solves.
         linear_steps: most steps of an inner solve.
         cuts: most reductions of one step.
 
-    Reference: Nocedal and Wright, Numerical Optimization (2006), chapter 7; for the descent, Yuille and
-    Rangarajan, The concave-convex procedure (2003).
+    Reference: Nocedal and Wright, Numerical Optimization (2006), chapter 7; for the
+    descent, Yuille and Rangarajan, The concave-convex procedure (2003).
     """
 
     linear_tol: float = 1e-3
@@ -40,87 +49,102 @@ class Newton(Solver):
 
     def step(self, problem, state, active, unrolled):
         z, r = state
-        unique = problem.unique
-        norm = jnp.abs(r).max(-1)
-        newton = unique | (norm * problem.p.squeeze(-1) < 0.01)
+        newton = problem.close(r)
+        delta, ok = self._direction(problem, z, r, active & newton, unrolled)
+        if problem.symmetric:
+            # An inner solve stopped early still gives a descent direction where E is
+            # convex; elsewhere only a good one counts.
+            newton &= ok | problem.unique
+            other = r
+        else:
+            other = problem.precondition(problem.step_sizes(z), r)
+        search = _Search(problem, z, r, select(newton, delta, other), other, newton)
+        end = _line_search(jax.lax.stop_gradient(search), active, self.cuts)
+        if not unrolled:
+            return Simple(end.z, end.r)
+        direction = select(end.plain, other, search.delta)
+        z = z + end.scale[:, None] * direction
+        return Simple(z, problem.residual(z))
+
+    def _direction(self, problem, z, r, active, unrolled):
+        """(delta with H delta = r, whether it was found)."""
+        h = problem.linearise(z)
+        preconditioner = jax.lax.stop_gradient(h.inverse_diagonal)
 
         def solve(matvec, b):
             tol = self.linear_tol * jnp.abs(b).max(-1)
-            found = conjugate_gradient(
-                matvec,
-                b,
-                preconditioner,
-                tol=tol,
-                max_steps=self.linear_steps,
-                active=active & newton,
-                weight=problem.op.weight,
+            mine = replace(h, matvec=matvec, inverse_diagonal=preconditioner)
+            solved = linear_solve(
+                mine, b, tol=tol, max_steps=self.linear_steps, active=active
             )
-            return found.x, found.ok
+            return solved.x, solved.ok
 
-        hessian, preconditioner = problem.hessian(z)
-        preconditioner = jax.lax.stop_gradient(preconditioner)
-        if (
-            unrolled
-        ):  # lets reverse mode differentiate the linear solve, not its iterations
-            delta, ok = jax.lax.custom_linear_solve(
-                hessian, r, solve, symmetric=True, has_aux=True
-            )
-        else:
-            delta, ok = solve(hessian, r)
-        # An inner solve stopped early still gives a descent direction below the bound; past it, only a good one counts.
-        newton &= ok | unique
-        delta = select(newton, delta, r)
-        found = self._line_search(
-            *jax.lax.stop_gradient((problem, z, r, delta)), newton, active
-        )
         if not unrolled:
-            return Simple(found.z, found.r)
-        z = z + found.scale[:, None] * select(found.picard, r, delta)
-        return Simple(z, problem.residual(z))
-
-    def _line_search(self, problem, z, r, delta, newton, active):
-        unique = problem.unique
-        slope = (problem.op.weight * r * delta).sum(-1)
-
-        def attempt(k, scale, picard):
-            candidate = z + scale[:, None] * select(picard, r, delta)
-            r_new = problem.residual(candidate)
-            ratio = (problem.op.weight * r_new * delta).sum(-1) / jnp.where(
-                slope == 0, 1, slope
-            )
-            overshot = unique & (ratio < -0.1)
-            useless = ~unique & ~picard & (jnp.abs(r_new).max(-1) >= jnp.abs(r).max(-1))
-            return _Attempt(
-                k + 1,
-                candidate,
-                r_new,
-                scale,
-                picard,
-                active & overshot,
-                active & useless,
-                ratio,
-            )
-
-        def retry(a):
-            shrunk = a.scale * jnp.clip(1 / (1 - a.ratio), 0.1, 0.7)
-            return attempt(
-                a.k, jnp.where(a.overshot, shrunk, a.scale), a.picard | a.useless
-            )
-
-        first = attempt(0, jnp.ones_like(slope), ~newton)
-        return jax.lax.while_loop(
-            lambda a: (a.k <= self.cuts) & ((a.overshot | a.useless).sum() > 0),
-            retry,
-            first,
+            return solve(h.matvec, r)
+        # Lets reverse mode differentiate the linear solve, not its iterations.
+        return jax.lax.custom_linear_solve(
+            h.matvec, r, solve, solve, symmetric=h.symmetric, has_aux=True
         )
 
 
-class _Attempt(NamedTuple):
+class _Search(NamedTuple):
+    """A line search from z: along delta, or along `other` where that fails."""
+
+    problem: AbstractProblem
+    z: Float[Array, "G n"]
+    r: Float[Array, "G n"]
+    delta: Float[Array, "G n"]
+    other: Float[Array, "G n"]
+    newton: Bool[Array, "G"]
+
+    def by_slope(self, r_new, plain, last):
+        """(too long, useless, how to shorten) by the slope r.delta of an energy."""
+        weight, unique = self.problem.weight, self.problem.unique
+        slope = (weight * self.r * self.delta).sum(-1)
+        ratio = (weight * r_new * self.delta).sum(-1) / jnp.where(slope == 0, 1, slope)
+        overshot = unique & (ratio < -0.1)
+        useless = ~unique & ~plain & ~self.smaller(r_new)
+        return overshot, useless, jnp.clip(1 / (1 - ratio), 0.1, 0.7)
+
+    def by_norm(self, r_new, plain, last):
+        """(too long, useless, how to shorten) by max|r|, for want of an energy."""
+        failed = ~plain & ~self.smaller(r_new)
+        return failed & ~last, failed & last, jnp.full_like(r_new[:, 0], 0.5)
+
+    def smaller(self, r_new) -> Bool[Array, "G"]:
+        return jnp.abs(r_new).max(-1) < jnp.abs(self.r).max(-1)
+
+
+class _Trial(NamedTuple):
     k: Array
-    z: Array
-    r: Array
-    scale: Array
-    picard: Array
-    overshot: Array
-    useless: Array
-    ratio: Array
+    z: Float[Array, "G n"]
+    r: Float[Array, "G n"]
+    scale: Float[Array, "G"]
+    plain: Bool[Array, "G"]  # goes along `other`
+    overshot: Bool[Array, "G"]
+    useless: Bool[Array, "G"]
+    shorten: Float[Array, "G"]
+
+
+def _line_search(search: _Search, active: Bool[Array, "G"], cuts: int) -> _Trial:
+    judge = search.by_slope if search.problem.symmetric else search.by_norm
+
+    def attempt(k, scale, plain):
+        z = search.z + scale[:, None] * select(plain, search.other, search.delta)
+        r = search.problem.residual(z)
+        overshot, useless, shorten = judge(r, plain, k >= cuts - 1)
+        bad = (active & overshot, active & useless)
+        return _Trial(k + 1, z, r, scale, plain, *bad, shorten)
+
+    def retry(trial):
+        scale = jnp.where(trial.overshot, trial.scale * trial.shorten, trial.scale)
+        if not search.problem.symmetric:
+            scale = jnp.where(trial.useless, 1, scale)
+        return attempt(trial.k, scale, trial.plain | trial.useless)
+
+    def undecided(trial):
+        return (trial.k <= cuts) & ((trial.overshot | trial.useless).sum() > 0)
+
+    whole = jnp.ones_like(search.r[:, 0])
+    first = attempt(jnp.int32(0), whole, ~search.newton)
+    return jax.lax.while_loop(undecided, retry, first)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import ibnn_jax
-from ibnn_jax.solve import SMALL_GROUP
+from ibnn_jax.ibnn.solve import SMALL_GROUP
 
 # MeanField's attempts where training takes lam to its bound. There most groups need a second one, and later in training some a third,
 # in place of the pairwise finish: late steps take half the time, the first one 2 to 5 s longer to compile.

@@ -1,16 +1,20 @@
-"""A 2-D convolution that stays fast on CPUs inside loops and under vmap, for training on them.
+"""A 2-D convolution that stays fast on CPUs inside loops and under vmap.
 
-XLA:CPU has a fast convolution for operands in one layout. Other layouts it rewrites, but not inside loops: there the gradient of
-a kernel falls back to a naive one. And a vmap over kernels (one per seed) becomes a grouped convolution, which is slow as well.
-Here every convolution, of the two gradients too, has that layout, and kernels of a vmap are taken one by one.
-"""
+XLA:CPU has a fast convolution for operands in one layout. Other layouts it rewrites,
+but not inside loops: there the gradient of a kernel falls back to a naive one. And a
+vmap over kernels (one per seed) becomes a grouped convolution, which is slow as well.
+Here every convolution, of the two gradients too, has that layout, and kernels of a vmap
+are taken one by one."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
+
+from ibnn_jax.core.batching import on_cpu
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -26,12 +30,14 @@ def canonical_convolution(
     precision=None,
     **others,
 ) -> Float[Array, "N H W O"]:
-    """`jax.lax.conv_general_dilated` of stride 1 in NHWC, for `nnx.Conv(conv_general_dilated=...)` and `UCN`.
+    """`jax.lax.conv_general_dilated` of stride 1 in NHWC, for `nnx.Conv` and `UCN`.
 
-    Differentiable once, in reverse mode. Inside a scan over steps it took a twentieth of the time (README of the benchmarks).
+    Differentiable once, in reverse mode. Inside a scan over steps it took a twentieth
+    of the time (`benchmarks ensemble`).
 
     Raises:
-        ValueError: inputs or kernel not of rank 4, a layout that is not NHWC, strides other than 1, dilations, or groups.
+        ValueError: inputs or kernel not of rank 4, a layout that is not NHWC, strides
+            other than 1, dilations, or groups.
     """
     layout = (
         lax.conv_dimension_numbers(inputs.shape, kernel.shape, LAYOUT)
@@ -40,7 +46,8 @@ def canonical_convolution(
     )
     if layout is None or dimension_numbers not in (None, layout, LAYOUT):
         raise ValueError(
-            f"canonical_convolution takes NHWC and HWIO; got {dimension_numbers} for {inputs.shape} and {kernel.shape}"
+            f"canonical_convolution takes NHWC and HWIO; got {dimension_numbers} for "
+            f"{inputs.shape} and {kernel.shape}"
         )
     options = {"strides": strides, **others}
     general = {
@@ -50,7 +57,8 @@ def canonical_convolution(
     }
     if general:
         raise ValueError(
-            f"canonical_convolution has stride 1, no dilation and no groups; got {general}. Use jax.lax.conv_general_dilated"
+            "canonical_convolution has stride 1, no dilation and no groups; "
+            f"got {general}. Use jax.lax.conv_general_dilated"
         )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(
@@ -93,14 +101,18 @@ def _by_inputs(pads, precision, g, kernel):
 
 
 def _by_kernel(pads, precision, x, g):
-    """The cotangent of the kernel: x with g as a kernel of the size of the image, images summed as channels are."""
+    """The cotangent of the kernel: x with g as a kernel of the size of the image,
+    images summed as channels are.
+    """
     return _forward(
         pads, precision, x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
     ).transpose(1, 2, 0, 3)
 
 
 def _one_by_one(f, images=True):
-    """f(a, b) with a vmap that takes one element after the other; elements that share b become more images, if a is images."""
+    """f(a, b) with a vmap that takes one element after the other; elements that share b
+    become more images, if a is images.
+    """
     call = jax.custom_batching.custom_vmap(f)
 
     @call.def_vmap
@@ -115,3 +127,8 @@ def _one_by_one(f, images=True):
         return lax.map(lambda pair: call(*pair), tuple(arrays)), True
 
     return call
+
+
+def fast_convolution() -> Callable:
+    """`canonical_convolution` on CPUs, jax's own elsewhere."""
+    return canonical_convolution if on_cpu() else lax.conv_general_dilated

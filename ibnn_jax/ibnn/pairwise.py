@@ -1,14 +1,15 @@
-"""Sums over pairs of neurons, on groups laid out as [G, n]: the form of a coupling that every solver uses.
+"""Sums over pairs of neurons, on groups laid out as [G, n].
 
-    B_i(z) = sum_k w_ik sigma(p (z_k - z_i)),    K_ik = w_ik p sigma'(p (z_k - z_i)),    DB = K - diag(K 1)
+    B_i(z) = sum_k w_ik sigma(p (z_k - z_i))
+    K_ik = w_ik p sigma'(p (z_k - z_i)),    DB = K - diag(K 1)
 
-G groups do not see each other; `ibnn_jax.couplings` says which neurons form them.
+G groups do not see each other; `ibnn_jax.ibnn.couplings` says which neurons form them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.sigmas import Sigma
+from ibnn_jax.core.batching import on_gpu
+from ibnn_jax.ibnn.sigmas import Sigma
 
 Pair = Callable[[Array, Array], Array]  # elementwise (z_k - z_i, p) -> value
 KEPT = 2**24  # the most pairs of neurons whose kernel is kept as numbers
@@ -28,9 +30,10 @@ class Operator(ABC):
 
     sigma: Sigma
     shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
-    weight: float | Array = (
-        1.0  # w is symmetric in the inner product sum_i weight_i a_i b_i
-    )
+    # w is symmetric in the inner product sum_i weight_i a_i b_i
+    weight: float | Array = 1.0
+    # max(0, -smallest eigenvalue of w), or a bound on it
+    negative: float | Array = 0.0
 
     @abstractmethod
     def _pair_sum(self, f: Pair, z, p, v):
@@ -41,14 +44,15 @@ class Operator(ABC):
     ) -> Float[Array, "G n"]:
         """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
 
-        The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute the n x n kernel once and keep it.
+        The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute
+        the n x n kernel once and keep it.
         """
         tied = jax.lax.optimization_barrier((z, p) if v is None else (z, p, v))
         return self._pair_sum(f, *tied, *([None] if v is None else []))
 
     @abstractmethod
     def average(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
-        """sum_k w_ik v_k / sum_k w_ik: what neuron i sees of its neighbours (v_i itself where w_i = 0)."""
+        """sum_k w_ik v_k / sum_k w_ik, the mean that neuron i sees; v_i where w_i = 0."""
 
     @property
     @abstractmethod
@@ -56,20 +60,24 @@ class Operator(ABC):
         """max_i sum_k w_ik, at most 1 for Uniform and Window."""
 
     @property
-    @abstractmethod
     def psd(self) -> bool:
-        """True if w is known to be positive semidefinite."""
+        """Whether w is known to be positive semidefinite."""
+        return isinstance(self.negative, (int, float)) and self.negative == 0
 
     def bias(self, z, p):
         """B_i(z) = sum_k w_ik sigma(p (z_k - z_i)), [G, n] (Eq. 16)."""
         return self.pair_sum(lambda t, p: self.sigma.value(p * t), z, p)
 
     def kernel(self, z, p, v=None):
-        """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)), [G, n]; v = None gives d = K 1."""
+        """(K v)_i with K_ik = w_ik p sigma'(p (z_k - z_i)); v = None gives d = K 1."""
         return self.pair_sum(lambda t, p: self.sigma.derivative(p * t, p), z, p, v)
 
     def linearised(self, z, p) -> tuple[Float[Array, "G n"], Callable[[Array], Array]]:
-        """(d, v -> K v) at z; K is kept up to `KEPT` pairs: making it anew takes several times as long as a product with it."""
+        """(d, v -> K v) at z.
+
+        K is kept up to `KEPT` pairs: making it anew takes several times as long as a
+        product with it.
+        """
         if z.size * self.neighbours > KEPT:
             return self.kernel(z, p), lambda v: self.kernel(z, p, v)
         return self._kept(z, p)
@@ -85,14 +93,17 @@ class Operator(ABC):
 
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
-        return 0.5 * self.pair_sum(
-            lambda t, p: self.sigma.primitive(p * t) / p, z, p
-        ).sum(-1)
+
+
+        def primitive(t, p):
+            return self.sigma.primitive(p * t) / p
+
+        return 0.5 * self.pair_sum(primitive, z, p).sum(-1)
 
     def bound(self, p: Array) -> Array:
-        """The lam below which the solution is unique: 1 / (c p max_k sum w), c = 1 or 2 (see `uniqueness_bound`)."""
-        factor = 1.0 if self.psd and self.sigma.positive_definite else 2.0
-        return 1.0 / (factor * self.sigma.max_slope * p * self.row_sum)
+        """The lam below which the solution is unique; see `uniqueness_bound`."""
+        extra = self.negative if self.sigma.positive_definite else self.row_sum
+        return 1.0 / (self.sigma.max_slope * p * (self.row_sum + extra))
 
 
 @partial(
@@ -103,12 +114,10 @@ class UniformOperator(Operator):
     shape: tuple[int, ...]
     sigma: Sigma
     row_sum = 1.0
-    psd = True
 
     def _pair_sum(self, f, z, p, v):
-        terms = f(
-            z[:, None, :] - z[:, :, None], p[:, :, None]
-        )  # XLA fuses this into the reduction
+        # XLA fuses this into the reduction.
+        terms = f(z[:, None, :] - z[:, :, None], p[:, :, None])
         if v is not None:
             terms = terms * v[:, None, :]
         return terms.mean(-1)
@@ -132,10 +141,16 @@ class WindowOperator(Operator):
     size: tuple[int, int]
     sigma: Sigma
     row_sum = 1.0
-    psd = False
+
+    @property
+    def negative(self) -> float:  # type: ignore[override]
+        """The least value of a side's symbol, sum_j cos(j theta) / m."""
+        return max(_least_symbol(side) for side in self.size)
 
     def _neighbours(self, v):
-        """Yield (v shifted by one offset of the window, 1 where that neighbour is inside the image), both [G, H, W]."""
+        """Yield (v shifted by one offset of the window, 1 where that neighbour is
+        inside the image), both [G, H, W].
+        """
         (height, width), (rows, cols) = self.shape, self.size
         pad = ((0, 0), (rows // 2,) * 2, (cols // 2,) * 2)
         padded = jnp.pad(v.reshape(-1, height, width), pad)
@@ -167,10 +182,12 @@ class WindowOperator(Operator):
             )
             for neighbour, inside in self._neighbours(z)
         ]
-        apply = lambda v: sum(
-            kernel * neighbour
-            for kernel, (neighbour, _) in zip(kernels, self._neighbours(v))
-        ).reshape(v.shape)
+
+        def apply(v):
+            pairs = zip(kernels, self._neighbours(v))
+            total = sum(kernel * neighbour for kernel, (neighbour, _) in pairs)
+            return total.reshape(v.shape)
+
         return sum(kernels).reshape(z.shape), apply
 
     def average(self, v):
@@ -184,15 +201,15 @@ class WindowOperator(Operator):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["w"],
-    meta_fields=["shape", "sigma", "psd"],
+    data_fields=["w", "negative"],
+    meta_fields=["shape", "sigma"],
 )
 @dataclass(frozen=True)
 class DenseOperator(Operator):
     w: Float[Array, "n n"]
+    negative: float | Array
     shape: tuple[int, ...]
     sigma: Sigma
-    psd: bool = False
 
     @property
     def row_sum(self):
@@ -223,18 +240,19 @@ class DenseOperator(Operator):
 )
 @dataclass(frozen=True)
 class PointsOperator(Operator):
-    """A few points of mass weight_k that stand for many neurons: w_ik = weight_k, symmetric in the inner product by it."""
+    """A few points of mass weight_k that stand for many neurons: w_ik = weight_k.
+
+    Symmetric in the inner product by these weights.
+    """
 
     shape: tuple[int, ...]
     sigma: Sigma
     weight: Float[Array, "G k"]
     row_sum = 1.0
-    psd = True
 
     def pair_sum(self, f, z, p, v=None):
-        return self._pair_sum(
-            f, z, p, v
-        )  # few enough to keep what does not change, here and in `linearised`
+        # Few enough to keep what does not change, here and in `linearised`.
+        return self._pair_sum(f, z, p, v)
 
     def _pair_sum(self, f, z, p, v):
         mass = self.weight if v is None else self.weight * v
@@ -248,7 +266,10 @@ class PointsOperator(Operator):
 
     def _kept(self, z, p):
         kernel = _slopes(self.sigma, z, p)
-        apply = lambda v: _apply(kernel, self.weight * v)
+
+        def apply(v):
+            return _apply(kernel, self.weight * v)
+
         return apply(jnp.ones_like(z)), apply
 
 
@@ -264,7 +285,20 @@ def _slopes(
 def _apply(
     matrix: Float[Array, "G i k"], v: Float[Array, "G k"]
 ) -> Float[Array, "G i"]:
-    """matrix v in every group: on CPUs a product, which is faster by a quarter; `ibnn_jax.kernels` know sums only."""
-    if jax.default_backend() == "gpu":
+    """matrix v in every group.
+
+    On CPUs a product, which is faster by a quarter; Pallas kernels know sums only.
+    """
+    if on_gpu():
         return (matrix * v[:, None, :]).sum(-1)
     return jnp.einsum("gik,gk->gi", matrix, v)
+
+
+@lru_cache
+def _least_symbol(side: int) -> float:
+    """max(0, -min_theta (1 + 2 sum_j cos(j theta)) / side), j to (side - 1) / 2."""
+    theta = np.linspace(0, np.pi, 20_001)[:, None]
+    waves = np.cos(np.arange(1, side // 2 + 1) * theta)
+    symbol = (1 + 2 * waves.sum(1)) / side
+    # The grid misses the least value by less than 1e-8 side^2.
+    return max(0.0, -float(symbol.min()) + (1e-8 * side**2 if side > 3 else 0.0))

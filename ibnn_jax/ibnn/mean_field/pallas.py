@@ -1,4 +1,6 @@
-"""Work on small groups as one GPU kernel instead of the hundreds that XLA launches for its loops."""
+"""Work on small groups as one GPU kernel instead of the hundreds that XLA launches for
+its loops.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,17 +8,21 @@ from functools import partial
 import jax
 from jax import Array
 
-LARGEST = 128  # numbers per group and array; the matrices between these live in a thread block's registers
+# Numbers per group and array; the matrices between these live in a thread block's
+# registers
+LARGEST = 128
 
 
 def per_group(f: Callable, *arrays: Array):
-    """f(*arrays), where every array and every leaf of the result is led by groups, which f does not mix.
+    """f(*arrays), where every array and every leaf of the result is led by groups,
+    which f does not mix.
 
-    On NVIDIA GPUs each group gets a thread block (a Pallas kernel), and its loops stop on their own: left to XLA, every step of
-    every loop is a row of kernels and a wait for the loop's condition, next to which the arithmetic on so little is nothing.
-    Needs rows of a power of two up to `LARGEST`, and an f made of what Pallas knows: elementwise functions, broadcasts, sums,
-    maxima and while loops; other rows, and other devices, get f as it is.
-    """
+    On NVIDIA GPUs each group gets a thread block (a Pallas kernel), and its loops stop
+    on their own: left to XLA, every step of every loop is a row of kernels and a wait
+    for the loop's condition, next to which the arithmetic on so little is nothing.
+    Needs rows of a power of two up to `LARGEST`, and an f made of what Pallas knows:
+    elementwise functions, broadcasts, sums, maxima and while loops; other rows, and
+    other devices, get f as it is."""
     length = _row_length(arrays)
     if jax.default_backend() != "gpu" or length > LARGEST or length & (length - 1):
         return f(*arrays)

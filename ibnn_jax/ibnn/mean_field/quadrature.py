@@ -1,11 +1,13 @@
-"""Many neurons as few weighted points: Gauss-Lobatto quadrature of their distribution, cell by cell.
+"""Many neurons as few weighted points: Gauss-Lobatto quadrature of their distribution,
+cell by cell.
 
-The range of a group's values is cut into m equal cells. In every cell the neurons are replaced by the quadrature rule
-with points at the two ends of the cell (shared with its neighbours) and one inside, which integrates cubics exactly over
-the neurons of that cell. A last point without weight makes their number 2m + 2, which suits vector units (19 cells) and GPU kernels (63).
-The weights are never negative, so sums over the points inherit the symmetry and definiteness of sums over the neurons.
-Functions known at the ends with two derivatives are interpolated by quintic polynomials.
-"""
+The range of a group's values is cut into m equal cells. In every cell the neurons are
+replaced by the quadrature rule with points at the two ends of the cell (shared with its
+neighbours) and one inside, which integrates cubics exactly over the neurons of that
+cell. A last point without weight makes their number 2m + 2, which suits vector units
+(19 cells) and GPU kernels (63). The weights are never negative, so sums over the points
+inherit the symmetry and definiteness of sums over the neurons. Functions known at the
+ends with two derivatives are interpolated by quintic polynomials."""
 
 from typing import NamedTuple
 
@@ -15,7 +17,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-# Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1 (columns in that order).
+from ibnn_jax.core.batching import on_cpu
+
+# Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1
+# (columns in that order).
 _QUINTIC = np.array(
     [
         [1, 0, 0, 0, 0, 0],
@@ -54,14 +59,18 @@ class Cells(NamedTuple):
 
 
 class Quadrature(NamedTuple):
-    """Points that stand for the neurons: the m + 1 nodes, one point inside each cell, and the last node without weight."""
+    """Points that stand for the neurons: the m + 1 nodes, one point inside each cell,
+    and the last node without weight.
+    """
 
     points: Float[Array, "G 2m+2"]
     weights: Float[Array, "G 2m+2"]
     inner: Float[Array, "G m"]  # where in its cell each inner point lies, in (0, 1)
     defect: Float[
         Array, "G m"
-    ]  # sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2, estimated: what a fourth derivative / 24 costs
+        # Sum_k w_k (y_k - left)(right - y_k)(y_k - inner)^2, estimated: what a fourth
+        # derivative / 24 costs
+    ]
 
     def at_nodes(self, x: Float[Array, "G 2m+2"]) -> Float[Array, "G m+1"]:
         """What x has at the nodes."""
@@ -92,15 +101,17 @@ class Place(NamedTuple):
         inner = jnp.clip(
             jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3
         )
-        # At most what leaves the ends no less than nothing, which rounding could ask of neurons next to an end.
+        # At most what leaves the ends no less than nothing, which rounding could ask of
+        # neurons next to an end.
         share = b0 / (inner * (1 - inner))
         weight = jnp.minimum(
             share, jnp.minimum(m[1] / inner, (m[0] - m[1]) / (1 - inner))
         )
         right = jnp.maximum(m[1] - weight * inner, 0)
         left = jnp.maximum(m[0] - weight - right, 0)
-        # It holds the sum of w (u (1 - u))^2, of which b0^2 / m0 is the least value (Cauchy and Schwarz): that leaves at most the
-        # whole bracket for the defect, and three fifths of it where the neurons lie evenly in their cell.
+        # It holds the sum of w (u (1 - u))^2, of which b0^2 / m0 is the least value
+        # (Cauchy and Schwarz): that leaves at most the whole bracket for the defect,
+        # and three fifths of it where the neurons lie evenly in their cell.
         defect = (
             0.6
             * b0
@@ -118,16 +129,21 @@ class Place(NamedTuple):
     def spread(
         self, v: Float[Array, "G n"]
     ) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
-        """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact for cubic f."""
+        """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact
+        for cubic f.
+        """
         m0, m1, m2, m3 = self._moments(v)
         right, tail = 3 * m2 - 2 * m3, m3 - m2
         first = _at_nodes(m0 - right, right)
         return first, self.cells.step * _at_nodes(m1 - m2 + tail, tail)
 
     def interpolate(self, f, f1, f2, *, slope: bool = False) -> Float[Array, "G n"]:
-        """f at the points (or f'), from f and its first two derivatives at the nodes, each [G, m+1]."""
+        """f at the points (or f'), from f and its first two derivatives at the nodes,
+        each [G, m+1].
+        """
         h = self.cells.step
-        # The slope has a table of its own: scaled after the product, XLA would scale it anew for every neuron.
+        # The slope has a table of its own: scaled after the product, XLA would scale it
+        # anew for every neuron.
         data = jnp.stack([f / h, f1, h * f2] if slope else [f, h * f1, h**2 * f2])
         ends = jnp.concatenate([data[..., :-1], data[..., 1:]])
         table = jnp.tensordot(
@@ -142,8 +158,11 @@ class Place(NamedTuple):
         return value
 
     def _rows(self, copies: int = 1):
-        """Where each point's cell lies among the cells of all groups, of which each has several copies."""
-        # Tied to the cells: a loop over blocks of groups would otherwise keep it for every neuron instead of computing it.
+        """Where each point's cell lies among the cells of all groups, of which each has
+        several copies.
+        """
+        # Tied to the cells: a loop over blocks of groups would otherwise keep it for
+        # every neuron instead of computing it.
         group, _ = jax.lax.optimization_barrier(
             (jnp.arange(len(self.cell)), self.cells.step)
         )
@@ -154,11 +173,13 @@ class Place(NamedTuple):
 
     def _moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
         """v, v u, v u^2 and v u^3 summed over the points of every cell."""
-        scatter = jax.default_backend() == "cpu" or self.cells.count > 64
+        scatter = on_cpu() or self.cells.count > 64
         return (self._scattered if scatter else self._compared)(v)
 
     def _compared(self, v):
-        """`_moments` on accelerators: each cell looks at all points, which has no additions in an order left to chance."""
+        """`_moments` on accelerators: each cell looks at all points, which has no
+        additions in an order left to chance.
+        """
         inside = self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
         return [
             jnp.where(inside, (v * self.u**k)[:, None, :], 0).sum(-1) for k in range(4)
@@ -167,9 +188,9 @@ class Place(NamedTuple):
     def _scattered(self, v):
         """`_moments` by one scatter of rows.
 
-        The powers in a row are products of u and u^2, which vectorises. Neighbours in an image are alike and often share a
-        cell. With one sum for all of them each addition waits for the one before, so they take turns at several sums.
-        """
+        The powers in a row are products of u and u^2, which vectorises. Neighbours in
+        an image are alike and often share a cell. With one sum for all of them each
+        addition waits for the one before, so they take turns at several sums."""
         (groups, n), count = self.cell.shape, self.cells.count
         u, odd, high = self.u[..., None], np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
         rows = (
@@ -178,7 +199,8 @@ class Place(NamedTuple):
             * jnp.where(high, u * u, 1)
         )
         copies = 4 if n > 128 else 1
-        # On the flat array: a term for every column of [groups, n] would have each of its elements divide to find its column.
+        # On the flat array: a term for every column of [groups, n] would have each of
+        # its elements divide to find its column.
         row = self._rows(copies).reshape(-1) + count * (
             jnp.arange(groups * n, dtype=jnp.uint32) % copies
         )
@@ -191,5 +213,7 @@ class Place(NamedTuple):
 
 
 def _at_nodes(left, right):
-    """What belongs to the left and to the right end of each cell, added up at the nodes."""
+    """What belongs to the left and to the right end of each cell, added up at the
+    nodes.
+    """
     return jnp.pad(left, ((0, 0), (0, 1))) + jnp.pad(right, ((0, 0), (1, 0)))

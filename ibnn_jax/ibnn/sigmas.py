@@ -1,6 +1,7 @@
 """The dendritic nonlinearity sigma and its primitive S (paper Eqs. 4, 5, 13, 14).
 
-Each is written for unit slope; a coupling uses sigma(p t) and S(p t) / p, so p is the slope at the origin.
+Each is written for unit slope; a coupling uses sigma(p t) and S(p t) / p, so p is the
+slope at the origin.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,17 @@ from jax import Array
 
 @dataclass(frozen=True)
 class Sigma:
-    """An odd, non-decreasing function sigma with sigma'(0) = 1 and an even, convex primitive S (S' = sigma).
+    """An odd, non-decreasing sigma with sigma'(0) = 1 and an even, convex S, S' =
+    sigma.
 
     Args:
         value: elementwise t -> sigma(t).
         primitive: elementwise t -> S(t), with S(0) = 0; only the energy uses it.
         slope: elementwise t -> sigma'(t); found by forward differentiation when None.
-        max_slope: a bound on sigma' (1 for the sigmoids here); the uniqueness bound rests on it.
-        positive_definite: True if sigma' is a positive definite function (its Fourier transform is
-            non-negative), which doubles the uniqueness bound of a positive semidefinite coupling.
+        max_slope: a bound on sigma' (1 for the sigmoids here); the uniqueness bound
+            rests on it.
+        positive_definite: True if sigma' is a positive definite function (its Fourier
+            transform is non-negative), which raises the uniqueness bound.
         smooth: False if sigma' jumps; MeanField, which interpolates, then stands aside.
     """
 
@@ -35,13 +38,13 @@ class Sigma:
     def derivative(self, t: Array, scale: Array | None = None) -> Array:
         """scale sigma'(t), elementwise; scale = 1 when None."""
         if self.slope is _sech2 and scale is not None:
-            # Over pairs of neurons t is n x n, and XLA may fill an array of that size with a literal 1, ahead of every loop.
+            # Over pairs of neurons t is n x n, and XLA may fill an array of that size
+            # with a literal 1, ahead of every loop.
             return scale - scale * jnp.tanh(t) ** 2
-        slope = (
-            jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
-            if self.slope is None
-            else self.slope(t)
-        )
+        if self.slope is None:
+            slope = jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]
+        else:
+            slope = self.slope(t)
         return slope if scale is None else scale * slope
 
     def differentiated(self, order: int) -> Callable[[Array], Array]:
@@ -58,22 +61,26 @@ def _log_cosh(t):
     return a + jnp.log1p(jnp.exp(-2 * a)) - jnp.log(2.0).astype(t.dtype)
 
 
+def _sech2(t):
+    return 1 - jnp.tanh(t) ** 2
+
+
+def _clip(t):
+    return jnp.clip(t, -1, 1)
+
+
 def _huber(t):
     a = jnp.abs(t)
     return jnp.where(a <= 1, 0.5 * t * t, a - 0.5)
 
 
-def _sech2(t):
-    return 1 - jnp.tanh(t) ** 2
+def _inside(t):
+    return (jnp.abs(t) < 1).astype(t.dtype)
 
 
 tanh = Sigma(jnp.tanh, _log_cosh, _sech2, positive_definite=True)
 """sigma(t) = tanh(t), S(t) = log cosh t: the paper's choice (Eqs. 13, 14)."""
 
-hard_tanh = Sigma(
-    lambda t: jnp.clip(t, -1, 1),
-    _huber,
-    lambda t: (jnp.abs(t) < 1).astype(t.dtype),
-    smooth=False,
-)
-"""sigma(t) = min(max(t, -1), 1), S = Huber's function: used in the paper's memorisation analysis."""
+hard_tanh = Sigma(_clip, _huber, _inside, smooth=False)
+"""sigma(t) = min(max(t, -1), 1), S = Huber's function: in the paper's memorisation
+analysis."""

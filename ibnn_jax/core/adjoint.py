@@ -1,0 +1,202 @@
+"""How gradients flow through a solution: implicitly, through the steps, or a few of
+them.
+
+At a solution r(z; theta) = 0, so dz/dtheta = H^-1 dr/dtheta with H = -Dr(z). The
+cotangent v of z therefore needs one linear solve, H^T u = v, and then
+
+    dL/dtheta = u . dr/dtheta
+
+For implicit bias H = I + lam DB(z) is symmetric (paper Eqs. 27, 28), and dL/dy = u,
+dL/dlam = -u . B(z), dL/dp = -lam u . dB/dp, likewise for w.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.iterate import iterate
+from ibnn_jax.core.linear_solve import LinearSettings, linear_solve
+from ibnn_jax.core.problem import AbstractProblem, Linearisation
+from ibnn_jax.core.solution import Solution, Stats
+from ibnn_jax.core.solver import SolveSettings
+
+
+class AbstractAdjoint(ABC):
+    """How a solve is differentiated, as a frozen dataclass of options."""
+
+    exact: bool = False  # it differentiates r itself, so the solver must step on z
+
+    @abstractmethod
+    def apply(
+        self, settings: SolveSettings, problem: AbstractProblem, start=None
+    ) -> Solution:
+        """The Solution on groups; its value is differentiable in the problem."""
+
+    def check(self, settings: SolveSettings) -> None:
+        """Raise ValueError where the solver does not fit."""
+        if self.exact and not settings.solver.exact:
+            raise ValueError(
+                f"{self} differentiates the exact equation; "
+                f"{type(settings.solver).__name__} does not step on it. "
+                "Use solver=Newton()"
+            )
+
+
+@dataclass(frozen=True)
+class Implicit(AbstractAdjoint):
+    """Implicit differentiation: exact at the solution, memory independent of the steps.
+
+    A group whose adjoint system could not be solved (its residual stays above
+    `max_relative_residual` * max|v|) gets NaN gradients, never wrong ones in silence;
+    one whose z is NaN likewise.
+
+    Args:
+        tol: relative residual of the adjoint solve, max|v - H u| <= tol max|v|; None
+            takes 1e-6 in float32 and 1e-11 in float64.
+        max_steps: most steps of the linear solver.
+        max_relative_residual: relative residual past which the gradient is declared
+            lost; 1 or more never gives up on a finite one.
+        any_order: also allow forward mode (`jax.jvp`, `jax.jacfwd`) and higher
+            derivatives, through `jax.lax.custom_root` on the exact equation; slower,
+            and the path for Hessians.
+    """
+
+    tol: float | None = None
+    max_steps: int = 500
+    max_relative_residual: float = 1e-2
+    any_order: bool = False
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.any_order
+
+    @property
+    def linear(self) -> LinearSettings:
+        """How the adjoint system is solved."""
+        return LinearSettings(self.tol, self.max_steps, self.max_relative_residual)
+
+    def apply(self, settings, problem, start=None):
+        if self.any_order:
+            return _any_order(settings, self, problem, start)
+        return _implicit(settings, self, problem, start)
+
+
+@dataclass(frozen=True)
+class Unrolled(AbstractAdjoint):
+    """Differentiate through the solver's steps: a scan of exactly `max_steps` of them.
+
+    Every order and mode of derivative works, at memory O(max_steps). For checks and
+    comparisons; needs a solver that steps on all n unknowns (any but MeanField;
+    "auto" is Newton here).
+
+    Args:
+        max_steps: the length of the scan; None takes that of the solve.
+    """
+
+    max_steps: int | None = 20
+    exact = True
+
+    def apply(self, settings, problem, start=None):
+        steps = settings.max_steps if self.max_steps is None else self.max_steps
+        settings = SolveSettings(settings.solver, settings.tol, steps)
+        return iterate(settings.solver, problem, settings, start, unrolled=True)
+
+
+@dataclass(frozen=True)
+class Phantom(AbstractAdjoint):
+    """Differentiate only k damped Picard steps taken from the solution.
+
+    The adjoint H^-1 is replaced by the first k terms of its Neumann series,
+    damping * sum_j (I - damping H)^j, which approaches it as k grows where damping * H
+    has its spectrum in (0, 2). k = 1, damping = 1 is Jacobian-free backpropagation.
+
+    References: Fung et al., JFB (2022); Geng et al., On training implicit models
+    (2021).
+
+    Raises:
+        ValueError: k < 1, or damping outside (0, 1].
+    """
+
+    k: int = 1
+    damping: float = 1.0
+
+    def __post_init__(self):
+        if self.k < 1 or not 0 < self.damping <= 1:
+            raise ValueError(
+                "Phantom needs k >= 1 and 0 < damping <= 1; "
+                f"got k={self.k}, damping={self.damping}"
+            )
+
+    def apply(self, settings, problem, start=None):
+        fixed = jax.lax.stop_gradient((problem, start))
+        solution, _ = settings.solver.solve(fixed[0], settings, fixed[1])
+        solution = jax.lax.stop_gradient(solution)
+        z = solution.value
+        for _ in range(self.k):
+            z = z + self.damping * problem.residual(z)
+        return solution._replace(value=z)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _implicit(settings, adjoint, problem, start):
+    return settings.solver.solve(problem, settings, start)[0]
+
+
+def _implicit_fwd(settings, adjoint, problem, start):
+    solution, residuals = settings.solver.solve(problem, settings, start)
+    return solution, (problem, start, residuals)
+
+
+@full_precision
+def _implicit_bwd(settings, adjoint, saved, cotangent: Solution):
+    problem, start, residuals = saved
+    v: Float[Array, "G n"] = cotangent.value
+    gradient = settings.solver.pullback(problem, residuals, v, adjoint)
+    return gradient, jax.tree.map(jnp.zeros_like, start)
+
+
+_implicit.defvjp(_implicit_fwd, _implicit_bwd)
+
+
+def _any_order(settings, adjoint, problem, start):
+    """`jax.lax.custom_root`: its derivatives are linear solves, differentiable again."""
+
+    def solve_root(_, guess):
+        fixed = jax.lax.stop_gradient((problem, start))
+        solution, _ = settings.solver.solve(fixed[0], settings, fixed[1])
+        # custom_root wants tangents for its auxiliary output, which integers lack.
+        aux = jax.tree.map(lambda a: a.astype(guess.dtype), solution[1:])
+        return solution.value, aux
+
+    def solve_tangent(hessian, v):
+        def solve(matvec, b):
+            size = jnp.abs(b).max(-1)
+            plain = jnp.ones_like(b)  # no preconditioner: H is not at hand
+            h = Linearisation(matvec, matvec, plain, symmetric=problem.symmetric)
+            return linear_solve(
+                h,
+                b,
+                tol=adjoint.linear.tolerance(b.dtype) * size,
+                max_steps=adjoint.max_steps,
+                active=jnp.isfinite(size),
+            ).x
+
+        return jax.lax.custom_linear_solve(
+            hessian, v, solve, solve, symmetric=problem.symmetric
+        )
+
+    guess = jax.lax.stop_gradient(problem.start())
+    z, (code, stats) = jax.lax.custom_root(
+        lambda z: -problem.residual(z), guess, solve_root, solve_tangent, has_aux=True
+    )
+    code, stats = jax.lax.stop_gradient((code, stats))
+    stats = Stats(
+        stats.steps.astype(jnp.int32), stats.residual, stats.converged > 0, stats.trace
+    )
+    return Solution(z, code.astype(jnp.int32), stats)

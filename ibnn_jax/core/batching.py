@@ -1,0 +1,199 @@
+"""How work is laid out on a device: blocks, merged vmaps, a masked few groups.
+
+Every choice that depends on the backend is made here and in the Pallas file. Why XLA
+needs what is done here: docs/notes/xla.md.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.core.problem import AbstractProblem
+
+BLOCK = 1_000_000  # numbers of one array that a CPU treats together: they stay in cache
+FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # the same for the matrices of `run_where`
+
+F = TypeVar("F", bound=Callable)
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def full_precision(f: F) -> F:
+    """f with its products in full float32, whatever the caller's default is.
+
+    It has to wrap every function that JAX traces later than its caller: the rules of
+    custom_vjp and of custom_vmap do not see a context that was open around the call.
+    """
+
+    @wraps(f)
+    def wrapped(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return f(*args, **kwargs)
+
+    return wrapped  # type: ignore
+
+
+def select(mask: Bool[Array, "G"], new, old):
+    """Per group, new where mask and old elsewhere.
+
+    By jnp.where, so that a NaN in what is not taken cannot leak.
+    """
+
+    def choose(a, b):
+        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
+def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."]):
+    """The arrays with the groups of `mask` filled; untouched where there are none.
+
+    A branch on CPUs, because XLA then lays its results out once
+    (docs/notes/xla.md#branches); accelerators would wait for it longer than they
+    select."""
+
+    def replaced(*arrays):
+        filled = zip(fills, arrays)
+        return tuple(jnp.where(mask[:, None], fill, x) for fill, x in filled)
+
+    if not on_cpu():
+        return replaced(*arrays)
+    return jax.lax.cond(mask.any(), replaced, lambda *arrays: arrays, *arrays)
+
+
+def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
+    """x with f(x, *operands) in the groups of `mask`: for a costly f that few need.
+
+    f makes matrices of side^2 numbers per group. It takes as many groups at a time as
+    keep these in a CPU's cache, those of the mask only, so it never runs when there
+    are none. Every leaf of x and of the operands is led by groups.
+    """
+    groups = len(mask)
+    chunk = max(1, min(groups, (FEW_CPU if on_cpu() else FEW_OTHER) // side**2))
+    count = mask.sum()
+
+    def needed(x):
+        order = jnp.argsort(~mask, stable=True)
+        order = jnp.pad(order, (0, -groups % chunk), constant_values=groups)
+
+        def body(carry):
+            start, x = carry
+            rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
+            rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
+            part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
+            new = f(*part)
+
+            def put(old, a):
+                return old.at[rows].set(a, mode="drop")
+
+            return start + chunk, jax.tree.map(put, x, new)
+
+        start = jnp.zeros_like(count, dtype=jnp.int32)
+        return jax.lax.while_loop(lambda carry: carry[0] < count, body, (start, x))[1]
+
+    # A branch, not a loop that may take no pass: docs/notes/xla.md#branches.
+    return jax.lax.cond(count > 0, needed, lambda x: x, x)
+
+
+def in_blocks(
+    f: Callable, row: Callable[[AbstractProblem], int], block: int = BLOCK
+) -> Callable:
+    """f(problem, *arrays), on CPUs for a block of groups at a time.
+
+    A block's arrays stay in the cache, and its loops stop on their own. Accelerators
+    get all groups at once. Every leaf of the arrays is led by groups.
+
+    Args:
+        row: problem -> how many numbers per group the largest array of f has.
+        block: how many of them are treated together.
+    """
+
+    def call(problem: AbstractProblem, *rest):
+        grouped, join = problem.parts()
+        groups = len(jax.tree.leaves(grouped)[0])
+        most = max(1, block // row(problem))
+        if not on_cpu() or groups <= most:
+            return f(problem, *rest)
+        count, size = _equal_blocks(groups, most)
+
+        def split(x):  # the last block is filled up with copies of the last group
+            width = ((0, count * size - groups), *[(0, 0)] * (x.ndim - 1))
+            return jnp.pad(x, width, mode="edge").reshape(count, size, *x.shape[1:])
+
+        blocks = jax.tree.map(split, (grouped, rest))
+
+        def cut(k):
+            def take(x):
+                return jax.lax.dynamic_index_in_dim(x, k, keepdims=False)
+
+            return jax.tree.map(take, blocks)
+
+        def blank(_):
+            return jax.tree.map(lambda x: jnp.zeros_like(x[0]), blocks)
+
+        # A branch that is always taken, so that a block has arrays of its own:
+        # docs/notes/xla.md#blocks.
+        def treat(k):
+            grouped, rest = jax.lax.cond(k < count, cut, blank, k)
+            return f(join(grouped), *rest)
+
+        out = jax.lax.map(treat, jnp.arange(count))
+        return jax.tree.map(
+            lambda x: x.reshape(count * size, *x.shape[2:])[:groups], out
+        )
+
+    return call
+
+
+def _equal_blocks(groups: int, most: int) -> tuple[int, int]:
+    """(how many blocks of at most `most` groups hold them, the groups in each)."""
+    count = -(-groups // most)
+    return count, -(-groups // count)
+
+
+def merge_vmap(f: Callable) -> Callable:
+    """f(problem, *arrays), with a vmap that adds groups, in full precision.
+
+    Groups are independent, so a batch of problems is one problem with more of them:
+    loops keep one counter, and no batched scatter or batched loop condition is left
+    to XLA. Where what all groups share is batched (a Dense w), f is mapped as usual.
+    """
+    f = full_precision(f)
+    call = jax.custom_batching.custom_vmap(f)
+
+    @call.def_vmap
+    def rule(size, batched, problem, *rest):
+        shared = [getattr(batched[0], name) for name in problem.shared]
+        if any(jax.tree.leaves(shared)):
+            axes = jax.tree.map(lambda b: 0 if b else None, batched)
+            out = jax.vmap(f, in_axes=tuple(axes), axis_size=size)(problem, *rest)
+            return out, jax.tree.map(lambda _: True, out)
+
+        grouped, join = problem.parts()
+        leaves = (grouped, rest)
+        flags = (batched[0].parts()[0], tuple(batched[1:]))
+        groups = jax.tree.leaves(
+            jax.tree.map(lambda x, b: x.shape[int(b)], leaves, flags)
+        )
+
+        def merge(x, is_batched):
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(size * groups, *x.shape[2:])
+
+        grouped, rest = jax.tree.map(merge, leaves, flags)
+        out = call(join(grouped), *rest)
+        out = jax.tree.map(lambda x: x.reshape(size, groups, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call

@@ -1,0 +1,144 @@
+"""The only solver loop: it counts, stops, freezes finished groups, finds NaN."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.core.batching import select
+from ibnn_jax.core.problem import AbstractProblem
+from ibnn_jax.core.solution import Result, Solution, Stats
+
+if TYPE_CHECKING:
+    from ibnn_jax.core.solver import IterativeSolver, SolveSettings
+
+
+class Simple(NamedTuple):
+    """The state of a solver without memory."""
+
+    z: Float[Array, "G n"]
+    r: Float[Array, "G n"]
+
+
+class Run(NamedTuple):
+    """How far the loop came."""
+
+    z: Float[Array, "G n"]
+    residual: Float[Array, "G"]
+    steps: Array
+    trace: Array | None
+
+
+class _Carry(NamedTuple):
+    step: Array
+    state: Any
+    norm: Float[Array, "G"]
+    steps: Array
+    active: Bool[Array, "G"]
+    trace: Array | None
+
+
+def iterate(
+    solver: "IterativeSolver",
+    problem: AbstractProblem,
+    settings: "SolveSettings",
+    start: Float[Array, "G n"] | None = None,
+    *,
+    unrolled: bool = False,
+) -> Solution:
+    """Run a solver until every group meets its tolerance, fails, or runs out of steps.
+
+    A group with NaN or infinity in its inputs is set aside at once and gets NaN back;
+    the others do not notice. With unrolled=True the loop is a scan of exactly
+    max_steps steps, through which reverse mode differentiates.
+    """
+    problem, valid = problem.sanitised()
+    threshold = problem.tolerance(settings.tol)
+    centred, shift = problem.centred()
+    if start is None:
+        start = centred.start()
+    else:
+        start = select(valid, start - shift, centred.start())
+    ran = run(
+        solver,
+        centred,
+        start,
+        threshold,
+        settings.max_steps,
+        trace=settings.trace,
+        unrolled=unrolled,
+    )
+    return package(problem, valid, ran._replace(z=ran.z + shift), threshold)
+
+
+def run(
+    solver: "IterativeSolver",
+    problem: AbstractProblem,
+    start: Float[Array, "G n"],
+    threshold: Float[Array, "G"],
+    max_steps: int,
+    *,
+    trace: bool = False,
+    unrolled: bool = False,
+) -> Run:
+    """The loop of `iterate`, for a problem around 0 without NaN or infinity."""
+    state = solver.init(problem, start)
+    norm = _norm(state)
+    history = None
+    if trace:
+        rows = jnp.broadcast_to(norm[:, None], (len(norm), max_steps + 1))
+        history = jnp.zeros_like(rows).at[:, 0].set(norm)
+    carry = _Carry(
+        jnp.int32(0),
+        state,
+        norm,
+        jnp.zeros_like(norm, dtype=jnp.int32),
+        norm > threshold,
+        history,
+    )
+
+    def body(carry):
+        new = solver.step(problem, carry.state, carry.active, unrolled)
+        state = select(carry.active, new, carry.state)
+        norm = _norm(state)
+        history = carry.trace
+        if history is not None:
+            history = history.at[:, carry.step + 1].set(norm)
+        # Not "norm > threshold" alone: a NaN residual must leave the loop too.
+        active = carry.active & (norm > threshold)
+        steps = carry.steps + carry.active
+        return _Carry(carry.step + 1, state, norm, steps, active, history)
+
+    def unfinished(carry):
+        # A sum, because Pallas kernels, in which this loop also runs, have no any().
+        return (carry.step < max_steps) & (carry.active.sum() > 0)
+
+    if unrolled:
+        carry, _ = jax.lax.scan(lambda c, _: (body(c), None), carry, length=max_steps)
+    else:
+        carry = jax.lax.while_loop(unfinished, body, carry)
+    history = carry.trace
+    if history is not None:  # an early exit leaves the tail unwritten
+        written = jnp.arange(max_steps + 1) <= carry.step
+        history = jnp.where(written, history, carry.norm[:, None])
+    return Run(carry.state.z, carry.norm, carry.steps, history)
+
+
+def package(
+    problem: AbstractProblem, valid: Bool[Array, "G"], ran: Run, threshold
+) -> Solution:
+    """Name the outcome of each group; z and residual are NaN where it is not finite."""
+    finite = valid & jnp.isfinite(ran.residual)
+    converged = finite & (ran.residual <= threshold)
+    code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
+    missed = jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE)
+    code = jnp.where(converged, code, missed).astype(jnp.int32)
+    z = jnp.where(finite[:, None], ran.z, jnp.nan)
+    residual = jnp.where(finite, ran.residual, jnp.nan)
+    return Solution(z, code, Stats(ran.steps, residual, converged, ran.trace))
+
+
+def _norm(state) -> Float[Array, "G"]:
+    return jnp.abs(jax.lax.stop_gradient(state.r)).max(-1)

@@ -1,0 +1,216 @@
+"""Linear systems H x = b for many independent groups at once, and the adjoint's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from ibnn_jax.core.problem import AbstractProblem, Linearisation
+from ibnn_jax.core.solution import Result, Solution, Stats
+
+
+class LinearSolution(NamedTuple):
+    x: Float[Array, "G n"]
+    residual: Float[Array, "G"]  # max_i |b - H x|_i by the recurrence, over weight > 0
+    steps: Int[Array, "G"]
+    ok: Bool[Array, "G"]  # residual within tol
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """How an adjoint system is solved.
+
+    Args:
+        tol: relative residual, max|v - H^T u| <= tol max|v|; None takes 1e-6 in
+            float32 and 1e-11 in float64. At least 8 machine epsilons are used.
+        max_steps: most steps of the linear solver.
+        max_relative_residual: past it the solution counts as lost and becomes NaN.
+    """
+
+    tol: float | None = None
+    max_steps: int = 500
+    max_relative_residual: float = 1e-2
+
+    def tolerance(self, dtype) -> float:
+        default = 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
+        tol = default if self.tol is None else self.tol
+        return max(tol, 8 * float(jnp.finfo(dtype).eps))
+
+
+def linear_solve(
+    h: Linearisation,
+    b: Float[Array, "G n"],
+    *,
+    tol: Float[Array, "G"],
+    max_steps: int,
+    active: Bool[Array, "G"],
+) -> LinearSolution:
+    """Solve H x = b by the method that suits H, until max|b - H x| <= tol."""
+    if h.symmetric:
+        return conjugate_gradient(
+            h.matvec,
+            b,
+            h.inverse_diagonal,
+            tol=tol,
+            max_steps=max_steps,
+            active=active,
+            weight=h.weight,
+        )
+    return bicgstab(
+        h.matvec, b, h.inverse_diagonal, tol=tol, max_steps=max_steps, active=active
+    )
+
+
+def conjugate_gradient(
+    matvec: Callable[[Array], Array],
+    b: Float[Array, "G n"],
+    inverse_diagonal: Float[Array, "G n"],
+    *,
+    tol: Float[Array, "G"],
+    max_steps: int,
+    active: Bool[Array, "G"],
+    weight: Float[Array, "G n"] | float = 1.0,
+) -> LinearSolution:
+    """Solve A x = b per group from x = 0, A symmetric positive definite.
+
+    A group that meets a direction with d.A d <= 0 stops there with ok = False: its A
+    is not positive definite. Groups that are not active stay at x = 0.
+
+    Args:
+        tol: absolute, on max|b - A x|.
+        weight: >= 0, of the inner product sum_i weight_i a_i b_i in which A is
+            symmetric. An unknown without weight must act on no other one; the inner
+            product does not see it, so it is left out and solved for last, by its
+            inverse_diagonal.
+
+    Reference: Hestenes and Stiefel (1952), preconditioned by the diagonal.
+    """
+    counted = weight > 0
+    preconditioner = jnp.where(counted, inverse_diagonal, 0)
+
+    def dot(a, b):
+        return (weight * a * b).sum(-1)
+
+    def largest(r):
+        return jnp.where(counted, jnp.abs(r), 0).max(-1)
+
+    def body(carry):
+        k, x, r, d, rho, active, steps = carry
+        ad = matvec(d)
+        curvature = dot(d, ad)
+        good = active & (curvature > 0)
+        alpha = jnp.where(good, rho / jnp.where(good, curvature, 1), 0)[:, None]
+        x = jnp.where(good[:, None], x + alpha * d, x)
+        r = jnp.where(good[:, None], r - alpha * ad, r)
+        q = preconditioner * r
+        rho, last = dot(r, q), rho
+        beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
+        active = good & (largest(r) > tol)
+        return k + 1, x, r, q + beta * d, rho, active, steps + good
+
+    d = preconditioner * b
+    rho = dot(b, d)
+    going = active & (largest(b) > tol)
+    steps = jnp.zeros_like(rho, dtype=jnp.int32)
+    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, rho, going, steps)
+    _, x, r, *_, steps = jax.lax.while_loop(
+        lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry
+    )
+    residual = largest(r)
+    x = jnp.where(counted | ~active[:, None], x, inverse_diagonal * r)
+    return LinearSolution(x, residual, steps, residual <= tol)
+
+
+def bicgstab(
+    matvec: Callable[[Array], Array],
+    b: Float[Array, "G n"],
+    inverse_diagonal: Float[Array, "G n"],
+    *,
+    tol: Float[Array, "G"],
+    max_steps: int,
+    active: Bool[Array, "G"],
+) -> LinearSolution:
+    """Solve A x = b per group from x = 0, for a general A.
+
+    Where the recurrence breaks down it starts again from the x at hand. The x of the
+    smallest residual is returned.
+
+    Reference: van der Vorst, Bi-CGSTAB (1992), preconditioned by the diagonal.
+    """
+
+    def dot(a, b):
+        return (a * b).sum(-1)
+
+    def over(a, b):
+        """a / b, and 0 where b is 0."""
+        return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+    def body(c):
+        k, x, r, shadow, d, rho, active, steps, best, best_x = c
+        pd = inverse_diagonal * d
+        ad = matvec(pd)
+        alpha = over(rho, dot(shadow, ad))[:, None]
+        s = r - alpha * ad
+        ps = inverse_diagonal * s
+        t = matvec(ps)
+        omega = over(dot(t, s), dot(t, t))[:, None]
+        x = x + alpha * pd + omega * ps
+        r = s - omega * t
+        new_rho = dot(shadow, r)
+        beta = over(new_rho, rho)[:, None] * over(alpha, omega)
+        size = jnp.sqrt(dot(shadow, shadow) * dot(r, r))
+        broken = ~(jnp.abs(new_rho) > 1e-6 * size) | (omega[:, 0] == 0)
+        shadow = jnp.where(broken[:, None], r, shadow)
+        d = jnp.where(broken[:, None], r, r + beta * (d - omega * ad))
+        rho = jnp.where(broken, dot(r, r), new_rho)
+        norm = jnp.abs(r).max(-1)
+        better = active & (norm < best)
+        best = jnp.where(better, norm, best)
+        best_x = jnp.where(better[:, None], x, best_x)
+        active = active & (best > tol) & jnp.isfinite(norm)
+        steps = steps + c[6]
+        return k + 1, x, r, shadow, d, rho, active, steps, best, best_x
+
+    norm = jnp.abs(b).max(-1)
+    going = active & (norm > tol)
+    steps = jnp.zeros_like(norm, dtype=jnp.int32)
+    zero = jnp.zeros_like(b)
+    carry = (jnp.int32(0), zero, b, b, b, dot(b, b), going, steps, norm, zero)
+    *_, steps, best, x = jax.lax.while_loop(
+        lambda c: (c[0] < max_steps) & c[6].any(), body, carry
+    )
+    return LinearSolution(x, best, steps, best <= tol)
+
+
+def solve_adjoint(
+    problem: AbstractProblem,
+    z: Float[Array, "G n"],
+    v: Float[Array, "G n"],
+    settings: LinearSettings,
+) -> Solution:
+    """u with H^T u = v, H = -Dr(z), [G, n]; its residual is computed anew at the end.
+
+    Groups past settings.max_relative_residual are NONFINITE with value NaN; those
+    between it and the tolerance are MAX_STEPS.
+    """
+    tol = settings.tolerance(v.dtype)
+    size = jnp.abs(v).max(-1)
+    valid = jnp.isfinite(z).all(-1) & jnp.isfinite(size)
+    z, b = (jnp.where(valid[:, None], x, 0) for x in (z, v))
+    h = problem.linearise(z).transposed
+    solved = linear_solve(
+        h, b, tol=0.5 * tol * size, max_steps=settings.max_steps, active=valid
+    )
+    residual = jnp.abs(b - h.matvec(solved.x)).max(-1)
+    residual = jnp.where(valid, residual, jnp.nan)
+    finite = jnp.isfinite(solved.x).all(-1) & jnp.isfinite(residual)
+    finite &= residual <= settings.max_relative_residual * size
+    converged = finite & (residual <= tol * size)
+    missed = jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE)
+    code = jnp.where(converged, Result.CONVERGED, missed).astype(jnp.int32)
+    value = jnp.where(finite[:, None], solved.x, jnp.nan)
+    return Solution(value, code, Stats(solved.steps, residual, converged))

@@ -1,0 +1,167 @@
+"""Solve any problem: the Solution alone, or one whose value is differentiable."""
+
+import difflib
+import math
+from functools import partial
+
+import jax
+
+from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
+from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.problem import AbstractProblem
+from ibnn_jax.core.solution import Solution
+from ibnn_jax.core.solver import AbstractSolver, SolveSettings
+
+MAX_STEPS = 500
+SOLVERS = (
+    "Newton",
+    "Anderson",
+    "Broyden",
+    "GradientDescent",
+    "Picard",
+    "MeanField",
+)
+
+
+def solve(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    *,
+    tol: float | None = None,
+    max_steps: int | None = None,
+    trace: bool = False,
+    start=None,
+) -> Solution:
+    """Solve r(z) = 0 in every group of a problem.
+
+    Args:
+        problem: G systems of n unknowns. solver: e.g. `ibnn_jax.Newton()`.
+        tol: relative, see `AbstractProblem.tolerance`; None takes the solver's.
+        max_steps: most steps, 500 when None.
+        trace: keep the residual after every step in `stats.trace`.
+        start: [G, n], where to start; None takes `problem.start()`.
+
+    Returns:
+        Solution with value [G, n]. Not differentiable: use `fixed_point`.
+
+    Raises:
+        ValueError: solver, tol or max_steps is not what it should be.
+    """
+    return solved(settings_for(solver, problem, tol, max_steps, trace), problem, start)
+
+
+def fixed_point(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    adjoint: AbstractAdjoint | None = None,
+    *,
+    tol: float | None = None,
+    max_steps: int | None = None,
+    start=None,
+) -> Solution:
+    """As `solve`, with a value that is differentiable in every leaf of the problem.
+
+    Args:
+        adjoint: `Implicit()` when None, `Unrolled()` or `Phantom(k)`.
+
+    Raises:
+        ValueError: as `solve`; an adjoint that does not fit the solver.
+    """
+    adjoint = Implicit() if adjoint is None else adjoint
+    settings = settings_for(solver, problem, tol, max_steps, False)
+    adjoint.check(settings)
+    return differentiable(settings, adjoint, problem, start)
+
+
+def settings_for(
+    solver: AbstractSolver, problem: AbstractProblem, tol, max_steps, trace: bool
+) -> SolveSettings:
+    """The settings, resolved and checked."""
+    check_solver(solver)
+    solver.check(problem)
+    tol, max_steps = check_tol(tol), check_steps("max_steps", max_steps)
+    if trace and not solver.exact:
+        raise ValueError(
+            "trace shows the steps of an exact solver; "
+            f"{type(solver).__name__} has none on y. Use solver=Newton()"
+        )
+    if tol is None:
+        tol = solver.tolerance_for(jax.tree.leaves(problem)[0].dtype)
+    return SolveSettings(solver, tol, max_steps or MAX_STEPS, trace)
+
+
+def check_solver(solver) -> None:
+    """Raise ValueError for what is no solver, with the nearest right spelling."""
+    if isinstance(solver, AbstractSolver):
+        return
+    given = solver.replace("_", "") if isinstance(solver, str) else ""
+    given = solver.__name__ if isinstance(solver, type) else given
+    named = {name.lower(): name for name in SOLVERS}
+    near = difflib.get_close_matches(given.lower(), named, 1)
+    hint = f"ibnn_jax.{named[near[0]]}()" if near else "ibnn_jax.Newton()"
+    raise ValueError(
+        f'unknown solver {solver!r}; use "auto" or options such as {hint}. There are '
+        + ", ".join(SOLVERS)
+    )
+
+
+def check_tol(tol) -> float | None:
+    """tol as a float; ValueError where it is not a positive number."""
+    if tol is None:
+        return None
+    number = _plain(tol)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(f"tol must be a number or None; got {tol!r}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"tol must be positive; got {tol}")
+    return float(number)
+
+
+def check_steps(name: str, steps) -> int | None:
+    """steps as an int; ValueError where it is not a whole number of at least 1."""
+    if steps is None:
+        return None
+    number = _plain(steps)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"{name} must be a whole number or None; got {steps!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1; got {steps}")
+    return number
+
+
+def _plain(number):
+    """A Python number from one of numpy or a concrete one of JAX; others as they are."""
+    if isinstance(number, jax.core.Tracer) or not hasattr(number, "item"):
+        return number
+    return number.item() if number.ndim == 0 else number
+
+
+# Compiled here, so that calls outside jit too are compiled once for each shape and
+# each choice of settings: a loop's body is a new function in every call.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+@full_precision
+def solved(settings: SolveSettings, problem: AbstractProblem, start) -> Solution:
+    """`solve`, with settings at hand."""
+    return settings.solver.solve(problem, settings, start)[0]
+
+
+def _no_derivative(*_):
+    raise TypeError(
+        "solve is not differentiable; use ibnn_jax.implicit_bias, which returns the "
+        "same z (ibnn_jax.core.fixed_point for a problem of your own)"
+    )
+
+
+solved.defvjp(lambda *args: (solved(*args), None), _no_derivative)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+@full_precision
+def differentiable(
+    settings: SolveSettings, adjoint: AbstractAdjoint, problem: AbstractProblem, start
+) -> Solution:
+    """`fixed_point`, with settings at hand."""
+    return adjoint.apply(settings, problem, start)

@@ -1,0 +1,110 @@
+"""What a solver is: it solves a problem, and pulls cotangents back through the
+solution.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.core.batching import in_blocks, merge_vmap
+from ibnn_jax.core.iterate import iterate
+from ibnn_jax.core.linear_solve import solve_adjoint
+from ibnn_jax.core.problem import AbstractProblem
+from ibnn_jax.core.solution import Solution
+
+if TYPE_CHECKING:
+    from ibnn_jax.core.adjoint import Implicit
+
+State = Any  # a pytree with the fields z and r, every leaf led by the groups
+
+
+class AbstractSolver(ABC):
+    """An algorithm for r(z) = 0, as a frozen dataclass of its options."""
+
+    exact: ClassVar[bool] = True  # it steps on the unknowns themselves
+
+    def tolerance_for(self, dtype) -> float:
+        """The tolerance when none is given: 1e-6 in float32, 1e-11 in float64."""
+        return 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
+
+    def check(self, problem: AbstractProblem) -> None:
+        """Raise ValueError where the problem is not one for this solver."""
+
+    @abstractmethod
+    def solve(
+        self, problem: AbstractProblem, settings: "SolveSettings", start=None
+    ) -> tuple[Solution, Any]:
+        """(the Solution on groups, what `pullback` needs of it)."""
+
+    @abstractmethod
+    def pullback(
+        self,
+        problem: AbstractProblem,
+        residuals: Any,
+        v: Float[Array, "G n"],
+        adjoint: "Implicit",
+    ) -> AbstractProblem:
+        """The cotangent of the problem, in its own form, for the cotangent v of z."""
+
+
+@dataclass(frozen=True)
+class SolveSettings:
+    """How to solve: all of it static, so that one program is compiled per choice.
+
+    Args:
+        solver: the algorithm. tol: relative, see `AbstractProblem.tolerance`.
+        max_steps: most steps. trace: keep the residual after every step.
+    """
+
+    solver: AbstractSolver
+    tol: float
+    max_steps: int
+    trace: bool = False
+
+
+class IterativeSolver(AbstractSolver):
+    """A solver that repeats one step; `core.iterate` owns the loop."""
+
+    @abstractmethod
+    def init(self, problem: AbstractProblem, z: Float[Array, "G n"]) -> State:
+        """The state at the start z, its residual evaluated."""
+
+    @abstractmethod
+    def step(
+        self,
+        problem: AbstractProblem,
+        state: State,
+        active: Bool[Array, "G"],
+        unrolled: bool,
+    ) -> State:
+        """One step. The loop discards what it returns for groups that are not active.
+
+        unrolled: reverse mode runs through the step, so it must use no while_loop on
+            values that are differentiated.
+        """
+
+    def solve(self, problem, settings, start=None):
+        def found(problem, start):
+            return iterate(self, problem, settings, start)
+
+        solution = merge_vmap(in_blocks(found, _row))(problem, start)
+        return solution, solution.value
+
+    def pullback(self, problem, residuals, v, adjoint):
+        def solved(problem, z, v):
+            return solve_adjoint(problem, z, v, adjoint.linear).value
+
+        z = residuals
+        u = merge_vmap(in_blocks(solved, _row))(problem, z, v)
+        # dL/dtheta = u . dr/dtheta; made again rather than kept, it holds pairs.
+        residual = jax.checkpoint(lambda problem: problem.residual(z))
+        return jax.vjp(residual, problem)[1](u)[0]
+
+
+def _row(problem: AbstractProblem) -> int:
+    return problem.largest_row

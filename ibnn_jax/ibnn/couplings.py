@@ -1,0 +1,301 @@
+"""Which neurons see each other, and with what weight.
+
+The equation of an implicit-bias layer (paper Eq. 4), for each *coupled group* of n
+neurons:
+
+    z_i = y_i - lam * B_i(z)
+    B_i(z) = sum_k w_ik sigma(p (z_k - z_i)),    w symmetric, >= 0
+
+A coupling names the axes of y that form a group and the weights w. `bind(shape)` turns
+it into an operator on groups laid out as [G, n] (G groups, one for every index of the
+other axes): see `ibnn_jax.ibnn.pairwise`.
+"""
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.ibnn import sigmas
+from ibnn_jax.ibnn.pairwise import (
+    DenseOperator,
+    UniformOperator,
+    WindowOperator,
+)
+from ibnn_jax.ibnn.sigmas import Sigma
+
+CONSTRAINTS = ("unique", "nonpositive", None)
+MARGIN = 0.95  # "unique" keeps lam below this share of the uniqueness bound
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Uniform:
+    """w_ik = 1 / n over the named axes of y; every other axis is a batch axis.
+
+    For channels-last maps y [N, H, W, C]: axes (-3, -2) couple the pixels inside each
+    channel (the paper's experiments), (-3, -2, -1) the whole layer, (-1,) the channels
+    at each pixel.
+
+    Raises:
+        ValueError: no axes, axes that are not integers, an axis that y lacks, or the
+            same axis twice.
+    """
+
+    axes: tuple[int, ...] = (-3, -2)
+    sigma: Sigma = sigmas.tanh
+
+    def __post_init__(self):
+        axes = _integers("Uniform", "axes", self.axes)
+        if not axes:
+            raise ValueError(
+                "Uniform: axes is empty; name at least one axis of y to couple, "
+                "e.g. axes=(-3, -2)"
+            )
+        object.__setattr__(self, "axes", axes)
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        return _check_axes(self.axes, ndim, "Uniform")
+
+    def bind(self, shape: tuple[int, ...]) -> UniformOperator:
+        return UniformOperator(shape, self.sigma)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Window:
+    """A local window over two axes of y.
+
+    w_ik = 1 / prod(size) if k is in the window around i, and 0 outside the image. Near
+    the border a neuron sees fewer neighbours, each with the same weight, so rows sum to
+    less than 1 there.
+
+    Args:
+        size: rows and columns of the window, odd (an even window would make w
+            asymmetric).
+        axes: the two spatial axes, height then width; the default fits channels-last
+            maps [..., H, W, C].
+
+    Raises:
+        ValueError: even or non-positive sizes, a window larger than the image, axes
+            that y lacks.
+    """
+
+    size: tuple[int, int] = (5, 5)
+    axes: tuple[int, int] = (-3, -2)
+    sigma: Sigma = sigmas.tanh
+
+    def __post_init__(self):
+        size = _integers("Window", "size", self.size)
+        size = size * 2 if len(size) == 1 else size
+        if len(size) != 2 or any(s < 1 or s % 2 == 0 for s in size):
+            raise ValueError(
+                "Window: size must be two odd positive integers, so that w is "
+                f"symmetric; got {size}"
+            )
+        axes = _integers("Window", "axes", self.axes)
+        if len(axes) != 2:
+            raise ValueError(
+                f"Window: axes must name two axes (height, width); got {axes}"
+            )
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "axes", axes)
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        return _check_axes(self.axes, ndim, "Window")
+
+    def bind(self, shape: tuple[int, ...]) -> WindowOperator:
+        if any(window > image for window, image in zip(self.size, shape)):
+            raise ValueError(
+                f"Window: size {self.size} is larger than the image {tuple(shape)}"
+            )
+        return WindowOperator((shape[0], shape[1]), self.size, self.sigma)
+
+
+@jax.tree_util.register_pytree_node_class
+class Dense:
+    """Any symmetric, non-negative w [n, n] over the last axis of y; differentiable in w.
+
+    A pytree with the leaf w, so it passes through jit, grad, vmap and `jax.tree.map`.
+    Checked, and copied, when built from concrete values; a traced w is taken as it is.
+
+    Args:
+        w: real, in float32 or float64; half precision and integers are converted.
+        sigma: the nonlinearity.
+
+    Raises:
+        ValueError: w is not real, not square, not symmetric, negative somewhere, not
+            finite, or empty.
+    """
+
+    w: Float[Array, "n n"]
+    sigma: Sigma
+
+    def __init__(self, w, sigma: Sigma = sigmas.tanh):
+        self.w = w if isinstance(w, jax.core.Tracer) else _checked_weights(w)
+        self.sigma = sigma
+
+    @classmethod
+    def unchecked(cls, w, sigma: Sigma = sigmas.tanh, negative=None) -> "Dense":
+        """Without the checks; negative: max(0, -smallest eigenvalue of w), if known."""
+        made = object.__new__(cls)
+        made.w, made.sigma = w, sigma
+        if negative is not None:
+            made.__dict__["negative"] = negative
+        return made
+
+    def tree_flatten(self):
+        return (self.w,), self.sigma
+
+    @classmethod
+    def tree_unflatten(cls, sigma, leaves):
+        return cls.unchecked(leaves[0], sigma)
+
+    def __repr__(self):
+        return f"Dense(w={np.shape(self.w)})"
+
+    @cached_property
+    def negative(self) -> float | Array:
+        """max(0, -smallest eigenvalue of w); its largest row sum where w is traced."""
+        if isinstance(self.w, jax.core.Tracer):
+            return self.w.sum(-1).max()
+        least = float(np.linalg.eigvalsh(np.asarray(self.w, np.float64)).min())
+        rounding = 10 * len(self.w) * float(np.finfo(self.w.dtype).eps)
+        return 0.0 if least >= -rounding * float(np.max(self.w)) else -least
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        return _check_axes((-1,), ndim, "Dense")
+
+    def bind(self, shape: tuple[int, ...]) -> DenseOperator:
+        if shape != (self.w.shape[0],):
+            raise ValueError(
+                f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} "
+                "neurons"
+            )
+        return DenseOperator(self.w, self.negative, shape, self.sigma)
+
+
+Coupling = Uniform | Window | Dense
+
+
+def check_coupling(coupling) -> None:
+    """Raise ValueError for what is no coupling, with the nearest right spelling."""
+    if isinstance(coupling, Coupling):
+        return
+    spelled = {
+        "channel": "Uniform((-3, -2))",
+        "layer": "Uniform((-3, -2, -1))",
+        "pixel": "Uniform((-1,))",
+    }
+    meant = spelled.get(coupling) if isinstance(coupling, str) else None
+    hint = f"; for {coupling!r} use ibnn_jax.{meant}" if meant else ""
+    raise ValueError(
+        f"coupling must be ibnn_jax.Uniform, Window or Dense; got {coupling!r}{hint}"
+    )
+
+
+def uniqueness_bound(p, coupling: Coupling):
+    """The lam below which Eq. (4) has exactly one solution, of the shape of p.
+
+    Let R be the largest row sum of w and m = max(0, -smallest eigenvalue of w). For
+    tanh, whose derivative is a positive definite function, the bound is
+
+        1 / (p (R + m))
+
+    sigma(0) = 0, so the diagonal of w is free: with m added to it w is positive
+    semidefinite, and so is K_ik = w_ik p sigma'(p (z_k - z_i)), a Schur product.
+    Hence -DB = diag(d) - K <= diag(d) <= p (R + m), and the Hessian of the energy
+    I + lam DB stays positive definite below the bound. Uniform has R = 1, m = 0; a
+    Window has m at most 1/3 (side 3) or 1/4 (side 5); two rival populations have m = R,
+    which is the paper's 1 / (2 p) (Corollary 3.1). Other sigmas, and a traced w, keep
+    1 / (2 max sigma' p R).
+    """
+    if isinstance(coupling, Dense):
+        shape = coupling.w.shape[:1]
+    else:
+        shape = (10**9,) * len(coupling.axes)
+    return coupling.bind(shape).bound(p)
+
+
+def project_lam(lam, p, coupling: Coupling, constraint: str | None = "unique"):
+    """lam brought back inside its constraint, elementwise: a pure function.
+
+    For training outside Flax NNX: call it on lam after every optimiser update.
+
+    Args:
+        lam, p: scalars or arrays that broadcast. coupling: of the layer.
+        constraint: "unique", at most 0.95 of `uniqueness_bound`; "nonpositive", at
+            most 0; None, free.
+
+    Raises:
+        ValueError: an unknown constraint or coupling.
+    """
+    check_coupling(coupling)
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint must be one of {CONSTRAINTS}; got {constraint!r}")
+    if constraint is None:
+        return lam
+    if constraint == "nonpositive":
+        return jnp.minimum(lam, 0)
+    limit = MARGIN * uniqueness_bound(p, coupling)
+    return jnp.minimum(lam, jnp.asarray(limit, jnp.result_type(lam)))
+
+
+def symmetrised(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """max((w + w^T) / 2, 0): the coupling that a trained w stands for."""
+    return jnp.maximum(0.5 * (w + w.T), 0)
+
+
+def _integers(owner: str, name: str, value) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, Integral) else value
+    try:
+        values = tuple(values)
+        if any(isinstance(v, (bool, np.bool_)) for v in values):
+            raise TypeError
+        return tuple(operator.index(v) for v in values)
+    except TypeError:
+        raise ValueError(f"{owner}: {name} must be integers; got {value!r}") from None
+
+
+def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]:
+    if any(not -ndim <= a < ndim for a in axes):
+        raise ValueError(
+            f"{owner}: axes {axes} do not exist in y of rank {ndim}; give y more axes "
+            "or name others"
+        )
+    axes = tuple(a % ndim for a in axes)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{owner}: axes {axes} name the same axis of y twice")
+    return axes
+
+
+def _checked_weights(w) -> np.ndarray:
+    w = np.array(w)  # a copy
+    if w.ndim != 2 or w.shape[0] != w.shape[1] or w.size == 0:
+        raise ValueError(
+            f"Dense: w must be a non-empty square matrix [n, n]; got shape {w.shape}"
+        )
+    if w.dtype.kind in "iub":
+        w = w.astype(np.result_type(float))
+    elif jnp.issubdtype(w.dtype, jnp.floating):
+        w = w.astype(np.float32) if w.dtype.itemsize < 4 else w
+    else:
+        raise ValueError(f"Dense: w must be real; got dtype {w.dtype}")
+    if not np.isfinite(w).all():
+        raise ValueError("Dense: w has NaN or infinite entries")
+    if (w < 0).any():
+        raise ValueError(
+            f"Dense: w must be non-negative; its smallest entry is {w.min()}"
+        )
+    if abs(w - w.T).max() > 10 * np.finfo(w.dtype).eps * w.max():
+        raise ValueError(
+            "Dense: w must be symmetric; use (w + w.T) / 2, or the solution minimises "
+            "no energy"
+        )
+    return w

@@ -1,0 +1,169 @@
+"""The implicit-bias equation as a problem: z = y - lam B(z; p), group by group."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.core.batching import replace_where
+from ibnn_jax.core.problem import AbstractProblem, Linearisation
+from ibnn_jax.ibnn.pairwise import Operator
+
+
+class Span(NamedTuple):
+    """A range, per group."""
+
+    centre: Float[Array, "G 1"]
+    radius: Float[Array, "G 1"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["y", "lam", "p", "op"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class IBNNProblem(AbstractProblem):
+    """r(z) = y - lam B(z; p) - z = -grad E(z) for G groups of n neurons (Eqs. 4, 5).
+
+    Args:
+        y: [G, n]. lam, p: [G, 1]. op: the sums over pairs of neurons.
+    """
+
+    y: Float[Array, "G n"]
+    lam: Float[Array, "G 1"]
+    p: Float[Array, "G 1"]
+    op: Operator
+
+    shared = ("op",)
+    symmetric = True
+
+    @property
+    def weight(self):  # type: ignore[override]
+        return self.op.weight
+
+    def residual(self, z):
+        return self.y - self.lam * self.op.bias(z, self.p) - z
+
+    def energy(self, z) -> Float[Array, "G"]:
+        """E(z) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i), [G] (Eq. 5)."""
+        coupled = self.lam[:, 0] * self.op.potential(z, self.p)
+        return 0.5 * ((z - self.y) ** 2).sum(-1) - coupled
+
+    def linearise(self, z):
+        """H = I + lam DB(z), the Hessian of E, DB = K - diag(d) (Eqs. 28, 31).
+
+        The preconditioner inverts the dominant diagonal 1 - lam d. It is 1 where that
+        is not safely positive, which happens only past the uniqueness bound.
+        """
+        d, kernel = self.op.linearised(z, self.p)
+        diagonal = 1 - self.lam * d
+        safe = jnp.where(diagonal > 1e-3, diagonal, 1)
+
+        def matvec(v):
+            return diagonal * v + self.lam * kernel(v)
+
+        # H is symmetric, in the inner product by weight where points carry one.
+        return Linearisation(matvec, matvec, 1 / safe, self.weight, symmetric=True)
+
+    def start(self):
+        """m + (y - m) / (1 - lam p) for lam <= 0, m the mean that a neuron sees; else
+        y.
+
+        The first is the solution of the linearised equation under uniform coupling;
+        undamped Newton from it needs a handful of steps where it fails from y. It is
+        shifted to the mean of y, which a solution has because w is symmetric
+        (sum_i B_i = 0); steps along the residual keep it there. For lam > 0 solvers
+        descend from y (|z - y| <= lam).
+        """
+        mean = self.op.average(self.y)
+        shrunk = mean + (self.y - mean) / (1 - jnp.minimum(self.lam, 0) * self.p)
+        weight = jnp.asarray(self.weight, shrunk.dtype)
+        weight = jnp.broadcast_to(weight, shrunk.shape)
+        moved = (weight * (self.y - shrunk)).sum(-1, keepdims=True)
+        shrunk += moved / weight.sum(-1, keepdims=True)
+        return jnp.where(self.lam <= 0, shrunk, self.y)
+
+    def tolerance(self, tol: float, span: Span | None = None):
+        """tol (1 + max|y| + |lam|), tol at least 4 eps; span: of y, if known."""
+        tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
+        centre, radius = span or self.span()
+        return tol * (1 + jnp.abs(centre) + radius + jnp.abs(self.lam))[:, 0]
+
+    def sanitised(self) -> tuple["IBNNProblem", Bool[Array, "G"]]:
+        """Groups that hold NaN or infinity become y = 0, lam = 0, p = 1."""
+        total = sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p))
+        valid = jnp.isfinite(total)[:, 0]
+        parts = replace_where(~valid, (0, 0, 1), self.y, self.lam, self.p)
+        return IBNNProblem(*parts, self.op), valid
+
+    def span(self) -> Span:
+        """The range of y."""
+        ends = self.y.min(-1, keepdims=True), self.y.max(-1, keepdims=True)
+        bottom, top = jax.lax.stop_gradient(ends)
+        # In halves, whose sum is finite; rounded, so it may lie nearer to one end.
+        centre = 0.5 * bottom + 0.5 * top
+        return Span(centre, jnp.maximum(top - centre, centre - bottom))
+
+    def centred(self) -> tuple["IBNNProblem", Float[Array, "G 1"]]:
+        """The equation knows differences only, and small numbers round less."""
+        centre = self.span().centre
+        return replace(self, y=self.y - centre), centre
+
+    @property
+    def unique(self):
+        """Where lam is below the uniqueness bound, [G]."""
+        return (self.lam < self.op.bound(self.p)).squeeze(-1)
+
+    def close(self, r):
+        """Below the bound always; past it where p max|r| < 0.01."""
+        return self.unique | (jnp.abs(r).max(-1) * self.p.squeeze(-1) < 0.01)
+
+    def step_sizes(self, z):
+        """a_i = 1 / (1 + f max(-lam, 0) c_i), c_i = sum_k w_ik sigma(p t_ik) / t_ik.
+
+        Here t_ik = z_k - z_i. S(t) lies below the parabola that touches it at t_ik,
+        whose curvature is sigma(t_ik) / t_ik (sigma is concave on t > 0). So for
+        lam <= 0 the energy lies below a quadratic form with the Hessian
+        I + |lam| (diag(c) - C), which is at most diag(1 / a): f = 1 where C is
+        positive semidefinite, as -DB is (`uniqueness_bound`; tanh(t) / t is a positive
+        definite function as well), and f = 2 otherwise. For lam > 0, a = 1 does: E is
+        a convex quadratic form minus a convex function. The effect of the step sizes
+        vanishes with the residual, so they count as constants in differentiation.
+        """
+        sigma = self.op.sigma
+        factor = 1 if self.op.psd and sigma.positive_definite else 2
+
+        def secant(t, p):
+            at_zero = t == 0
+            t = jnp.where(at_zero, 1, t)
+            return jnp.where(at_zero, p, sigma.value(p * t) / t)
+
+        c = self.op.pair_sum(secant, z, self.p)
+        a = 1 / (1 + factor * jnp.maximum(-self.lam, 0) * c)
+        return jax.lax.stop_gradient(a)
+
+    def precondition(self, a, r):
+        """P r = a (r - sum(a r) / sum(a)) + mean(r), P symmetric.
+
+        The first part minimises the quadratic bound of E among steps that keep the
+        mean of z, the second moves the mean to that of y, where it stays:
+        sum_i B_i = 0, and B does not change when all z_i are moved alike.
+        """
+        level = (a * r).sum(-1, keepdims=True) / a.sum(-1, keepdims=True)
+        return a * (r - level) + r.mean(-1, keepdims=True)
+
+    @property
+    def shortest_step(self):
+        """1 / L, L = 1 - min(lam, 0) / bound, since 0 <= -DB(z) <= 1 / bound."""
+        curvature = 1 - jnp.minimum(self.lam, 0) / self.op.bound(self.p)
+        return (1 / curvature).astype(self.y.dtype)  # the bound has the dtype of w
+
+    @property
+    def largest_row(self):
+        """The pairs of neurons."""
+        return self.y.shape[1] * self.op.neighbours

@@ -1,0 +1,164 @@
+"""The forward pass of MeanField: attempts on ever more points, then pairs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from ibnn_jax.core.batching import run_where, select
+from ibnn_jax.core.iterate import Run, package, run
+from ibnn_jax.core.solution import Solution
+from ibnn_jax.core.solver import SolveSettings
+from ibnn_jax.ibnn.equation import IBNNProblem, Span
+from ibnn_jax.ibnn.mean_field.reduced import (
+    LINEAR_TOL,
+    Attempt,
+    Points,
+    Setting,
+    bias_of,
+    solve_with_cells,
+    threshold_of,
+)
+from ibnn_jax.solvers.newton import Newton
+
+if TYPE_CHECKING:
+    from ibnn_jax.ibnn.mean_field.solver import MeanField
+
+
+class Residuals(NamedTuple):
+    """What the adjoint needs of a solution."""
+
+    attempt: Attempt  # the outcome of every group
+    points: Points  # of the first attempt
+    # z at the points of the later attempts, in the groups that needed them only
+    later: list[Float[Array, "G 2m+2"]]
+    # Which attempt met the tolerance; past the last where the group was solved
+    # pairwise, and so will its adjoint be.
+    number: Int[Array, "G"]
+
+
+class _State(NamedTuple):
+    attempt: Attempt
+    later: list[Float[Array, "G 2m+2"]]
+    number: Int[Array, "G"]
+
+
+def prepare(
+    problem: IBNNProblem, settings: SolveSettings | None, on_points
+) -> tuple[Setting, Bool[Array, "G"]]:
+    """(the problem sanitised, with the range of y, which groups were finite)."""
+    span = problem.span()
+    problem, valid = problem.sanitised()
+    span = Span(*select(valid, span, jax.tree.map(jnp.zeros_like, span)))
+    tol, max_steps = (settings.tol, settings.max_steps) if settings else (0.0, 0)
+    return Setting(problem, span, tol, max_steps, on_points), valid
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One solve, on groups."""
+
+    solver: "MeanField"
+    setting: Setting
+    valid: Bool[Array, "G"]
+
+    def solve(self) -> tuple[Solution, Residuals]:
+        """First attempt, retries and the pairwise finish where needed, package."""
+        problem, threshold = self.problem, self.threshold
+        attempt, points = solve_with_cells(self.setting, self.solver.attempts[0])
+        state = self._begin(attempt)
+        if self.later_cells or self.small:
+            state = jax.lax.cond(
+                self._missed(attempt).any(),
+                lambda state: self._finish(state, points),
+                lambda state: state,
+                state,
+            )
+        attempt = state.attempt
+        z = problem.y - problem.lam * attempt.bias
+        ran = Run(z, attempt.residual, attempt.steps, None)
+        solution = package(problem, self.valid, ran, threshold)
+        return solution, Residuals(attempt, points, state.later, state.number)
+
+    @property
+    def problem(self) -> IBNNProblem:
+        return self.setting.problem
+
+    @property
+    def threshold(self) -> Float[Array, "G"]:
+        return threshold_of(self.problem, self.setting.tol, self.setting.span)
+
+    @property
+    def later_cells(self) -> list[int]:
+        """The cells of the later attempts, as long as points are fewer than neurons."""
+        n = self.problem.y.shape[1]
+        return [count for count in self.solver.attempts[1:] if 2 * count + 2 < n]
+
+    @property
+    def small(self) -> bool:
+        """Whether the group may be solved pairwise."""
+        return self.problem.y.shape[1] <= self.solver.pairwise_max_size
+
+    def _missed(self, attempt: Attempt) -> Bool[Array, "G"]:
+        return self.valid & ~attempt.meets(self.threshold)
+
+    def _begin(self, attempt: Attempt) -> _State:
+        column = self.problem.y[:, :1]
+        later = [
+            jnp.zeros_like(jnp.repeat(column, 2 * count + 2, 1))
+            for count in self.later_cells
+        ]
+        return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
+
+    def _finish(self, state: _State, points: Points) -> _State:
+        """Retries, then pairs, each in the groups that missed the tolerance so far."""
+        attempt, number, solved = state.attempt, state.number, []
+        for count, z in zip(self.later_cells, state.later):
+            attempt, z = self._retry(count, attempt, z, points)
+            solved.append(z)
+            number += self._missed(attempt)
+        if self.small:
+            attempt = run_where(
+                self._missed(attempt),
+                self._pairwise,
+                attempt,
+                self.problem,
+                self.threshold,
+                side=self.problem.y.shape[1],
+            )
+        return _State(attempt, solved, number)
+
+    def _retry(self, count: int, attempt: Attempt, z, points: Points):
+        """(outcome, z at the points) with more cells, from the first solution."""
+
+        def again(state, problem, span, first):
+            setting = self.setting._replace(problem=problem, span=span)
+            attempt, points = solve_with_cells(setting, count, first)
+            return attempt._replace(steps=state[0].steps + attempt.steps), points.z
+
+        return run_where(
+            self._missed(attempt),
+            again,
+            (attempt, z),
+            self.problem,
+            self.setting.span,
+            points,
+            side=z.shape[1],
+        )
+
+    def _pairwise(self, attempt: Attempt, problem: IBNNProblem, threshold) -> Attempt:
+        """Newton on the neurons themselves."""
+        problem, _ = problem.centred()
+        # Past the bound the solution that descent reaches from y is meant, not the one
+        # next to the interpolated z.
+        near = problem.y - problem.lam * attempt.bias
+        start = select(problem.unique, near, problem.y)
+        newton = Newton(linear_tol=LINEAR_TOL)
+        ran = run(newton, problem, start, threshold, self.setting.max_steps)
+        bias = bias_of(problem, problem.y - ran.z, problem.op.bias(ran.z, problem.p))
+        resolved = jnp.ones_like(attempt.resolved)
+        steps = attempt.steps + ran.steps
+        return Attempt(bias, attempt.slope, ran.residual, resolved, steps)

@@ -1,0 +1,123 @@
+"""The adjoint of MeanField: on the points that met the tolerance, or pairwise."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.core.batching import run_where
+from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
+from ibnn_jax.ibnn.equation import IBNNProblem
+from ibnn_jax.ibnn.mean_field.forward import Residuals
+from ibnn_jax.ibnn.mean_field.reduced import (
+    Setting,
+    bias_by_p,
+    rebuild_points,
+    reduced_adjoint,
+)
+
+if TYPE_CHECKING:
+    from ibnn_jax.ibnn.mean_field.solver import MeanField
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """One adjoint solve, on groups."""
+
+    solver: "MeanField"
+    setting: Setting
+    valid: Bool[Array, "G"]
+    residuals: Residuals
+    options: LinearSettings
+
+    def apply(self, v: Float[Array, "G n"]) -> IBNNProblem:
+        """The cotangents of y, lam and p, in the form of a problem."""
+        attempt, problem = self.residuals.attempt, self.setting.problem
+        valid = self.valid & jnp.isfinite(attempt.residual)
+        u, ok = reduced_adjoint(
+            self.setting, attempt, self.residuals.points, v, self.options
+        )
+        if self._later(valid) or self.small:
+            needed = (self.residuals.number > 0) | ~ok
+            u, ok = jax.lax.cond(
+                needed.any(),
+                lambda u, ok: self._finish(u, ok, v, valid),
+                lambda u, ok: (u, ok),
+                u,
+                ok,
+            )
+        exact = self._unsolved(valid, ok)
+        if not self.small and self.options.max_relative_residual < 1:
+            valid &= ~exact  # too large for the pairwise solve: lost, and said so
+
+        def total(f):
+            return -(u * f).sum(-1, keepdims=True)
+
+        # On its own, so that XLA leaves it out where no gradient of p is asked for.
+        by_p = total(self._bias_by_p(valid, exact))
+        by_lam = total(attempt.bias)
+        gradient = IBNNProblem(u, by_lam, problem.lam * by_p, problem.op)
+        return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
+
+    @property
+    def small(self) -> bool:
+        """Whether the group may be solved pairwise."""
+        return self.setting.problem.y.shape[1] <= self.solver.pairwise_max_size
+
+    def _later(self, valid):
+        """(the groups that a later attempt solved, z at its points), attempt by attempt."""
+        numbered = enumerate(self.residuals.later, start=1)
+        return [(valid & (self.residuals.number == k), z) for k, z in numbered]
+
+    def _unsolved(self, valid, ok) -> Bool[Array, "G"]:
+        """Groups that no points served, forward or backward."""
+        pairwise = self.residuals.number > len(self.residuals.later)
+        return valid & (pairwise | ~ok)
+
+    def _finish(self, u, ok, v, valid):
+        """The groups of later attempts on their own points, the rest pairwise."""
+
+        def on_points(_, problem, span, attempt, z, v):
+            setting = self.setting._replace(problem=problem, span=span)
+            points = rebuild_points(problem, span, z)
+            return reduced_adjoint(setting, attempt, points, v, self.options)
+
+        problem, span = self.setting.problem, self.setting.span
+        attempt = self.residuals.attempt
+        for mask, z in self._later(valid):
+            side = z.shape[1]
+            operands = (problem, span, attempt, z, v)
+            u, ok = run_where(mask, on_points, (u, ok), *operands, side=side)
+        if self.small:
+            mask, side = self._unsolved(valid, ok), v.shape[1]
+            u = run_where(mask, self._pairwise, u, problem, attempt.bias, v, side=side)
+        return u, ok
+
+    def _pairwise(self, _, problem: IBNNProblem, bias, v):
+        options = self.options
+        if options.tol is None:
+            options = replace(options, tol=1e-4)  # as exact as z is
+        z = problem.y - problem.lam * bias
+        return solve_adjoint(problem, z, v, options).value
+
+    def _bias_by_p(self, valid, exact) -> Float[Array, "G n"]:
+        """dB/dp at the neurons, from the points that served each group."""
+        problem, span = self.setting.problem, self.setting.span
+
+        def on_points(_, problem, span, z):
+            return bias_by_p(problem, span, rebuild_points(problem, span, z))
+
+        def pairwise(_, problem, bias):
+            slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
+            return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
+
+        by_p = bias_by_p(problem, span, self.residuals.points)
+        for mask, z in self._later(valid):
+            by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
+        if self.small:
+            operands, side = (problem, self.residuals.attempt.bias), by_p.shape[1]
+            by_p = run_where(exact, pairwise, by_p, *operands, side=side)
+        return by_p

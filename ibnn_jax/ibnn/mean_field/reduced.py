@@ -1,0 +1,303 @@
+"""A group's neurons reduced to a few points: solve these and read the neurons off.
+
+The same for the adjoint. `ibnn_jax.ibnn.mean_field.solver` states the method and puts
+these functions together; every one of them treats all groups alike.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ibnn_jax.ibnn.mean_field.quadrature import Cells, Place, Quadrature
+from ibnn_jax.core.iterate import Run, run
+from ibnn_jax.core.linear_solve import LinearSettings, linear_solve
+from ibnn_jax.ibnn.pairwise import PointsOperator, UniformOperator
+from ibnn_jax.ibnn.equation import IBNNProblem, Span
+from ibnn_jax.ibnn.sigmas import Sigma
+from ibnn_jax.solvers.newton import Newton
+
+# Of Newton's inner solves: the starts are good, and the tolerance is not tight
+LINEAR_TOL = 0.05
+# 1 / p that a cell may span in z; on trained activations attempts of a small enough
+# residual have 3 at most
+WIDTHS = 10
+# Of Newton on the points: past it weightless ones go in circles, or rounding holds all
+# of them up
+MOST_STEPS = 30
+# Least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
+FLAT = 1e-2
+
+
+class Points(NamedTuple):
+    """The solved points of a problem, and at its nodes what interpolation needs."""
+
+    cells: Cells
+    quadrature: Quadrature
+    z: Float[Array, "G 2m+2"]
+    # G and its first two derivatives at the nodes, then Y' and Y'' there
+    g: Float[Array, "G m+1"]
+    g1: Float[Array, "G m+1"]
+    g2: Float[Array, "G m+1"]
+    y1: Float[Array, "G m+1"]
+    y2: Float[Array, "G m+1"]
+
+    @property
+    def at_nodes(self):
+        """z at the nodes."""
+        return self.quadrature.at_nodes(self.z)
+
+    @property
+    def inner(self):
+        """z at the inner points."""
+        return self.quadrature.inside(self.z)
+
+    def bias(self):
+        """B and its first two derivatives in y, at the nodes."""
+        return self.in_y(self.g, self.g1, self.g2)
+
+    def in_y(self, f, f1, f2):
+        """f and its first two derivatives in y, at the nodes, from those in z."""
+        t1 = 1 / self.y1
+        first, second = f1 * t1, (f2 - f1 * self.y2 * t1) * t1**2
+        # Past the uniqueness bound T jumps: its derivatives say nothing there,
+        # differences do.
+        jump = self.y1 <= FLAT
+        across = jnp.gradient(f, axis=-1) / self.cells.step
+        return f, jnp.where(jump, across, first), jnp.where(jump, 0, second)
+
+
+class Attempt(NamedTuple):
+    """An attempt's outcome per group."""
+
+    bias: Float[Array, "G n"]
+    slope: Float[Array, "G n"]
+    residual: Float[Array, "G"]
+    resolved: Bool[Array, "G"]  # whether its cells are fine enough for derivatives
+    steps: Array
+
+    def meets(self, threshold: Float[Array, "G"]) -> Bool[Array, "G"]:
+        """Whether this serves both as the solution and for its adjoint."""
+        return (self.residual <= threshold) & self.resolved
+
+
+def threshold_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "G"]:
+    """The residual that is accepted: `problem.tolerance`, and at most 200 tol / p.
+
+    sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide
+    y, would leave nothing of the gradient. Rounding may forbid the second.
+    """
+    least = 4 * _rounding(problem, span.radius[:, 0])
+    return jnp.minimum(
+        problem.tolerance(tol, span), jnp.maximum(200 * tol / problem.p[:, 0], least)
+    )
+
+
+class Setting(NamedTuple):
+    """A problem ready to be reduced, and how its points are solved."""
+
+    problem: IBNNProblem  # sanitised
+    span: Span  # of y
+    tol: float
+    max_steps: int
+    on_points: Callable  # (f, *arrays): applies f to the points of every group
+
+
+def solve_with_cells(
+    setting: Setting, count: int, coarser: Points | None = None
+) -> tuple[Attempt, Points]:
+    """Solve with `count` cells, from the solution with fewer where there is one."""
+    problem = setting.problem
+    place, quadrature = _stand_ins(problem, setting.span, count)
+    points, ran = _solve_points(setting, place.cells, quadrature, coarser)
+    bias = place.interpolate(*points.bias())
+    slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
+    residual = ran.residual + _error(problem, points)
+    resolved = _resolved(problem, points)
+    return Attempt(bias, slope, residual, resolved, ran.steps), points
+
+
+def rebuild_points(problem: IBNNProblem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
+    """The Points of which only z was kept."""
+    place, quadrature = _stand_ins(problem, span, z.shape[1] // 2 - 1)
+    return _points_of(problem, place.cells, quadrature, z)
+
+
+def _stand_ins(
+    problem: IBNNProblem, span: Span, count: int
+) -> tuple[Place, Quadrature]:
+    """The neurons in `count` cells, and the points that stand for them."""
+    place = _neurons(problem, span, Cells.spanning(span.radius, count))
+    return place, place.quadrature(1 / problem.y.shape[1])
+
+
+def _neurons(problem: IBNNProblem, span: Span, cells: Cells) -> Place:
+    """The neurons in the cells, which lie around 0.
+
+    So nothing as large as the shared part of y is subtracted from its like.
+    """
+    return cells.locate(problem.y - span.centre)
+
+
+def _solve_points(
+    setting: Setting, cells: Cells, quadrature: Quadrature, coarser: Points | None
+) -> tuple[Points, Run]:
+    """Newton on the points, from their own start or from coarser cells' solution."""
+    problem, lam = setting.problem, setting.problem.lam
+
+    def newton(y, lam, p, weights, threshold, *start):
+        op = PointsOperator(y.shape[1:], problem.op.sigma, weights)
+        small = IBNNProblem(y, lam, p, op)
+        steps = min(setting.max_steps, MOST_STEPS)
+        begin = start[0] if start else small.start()
+        return run(Newton(linear_tol=LINEAR_TOL), small, begin, threshold, steps)
+
+    start = []
+    if coarser is not None:
+        y = quadrature.points
+        guess = y - lam * coarser.cells.locate(y).interpolate(*coarser.bias())
+        start = [jnp.where(problem.unique[:, None] & jnp.isfinite(guess), guess, y)]
+    radius = -cells.nodes[:, :1]
+    span = Span(jnp.zeros_like(radius), radius)
+    # The tolerance leaves nearly equal neurons room for any slope, which the adjoint
+    # needs, so it is at most a share of their range.
+    share = 5e-4 * (cells.step * cells.count)[:, 0]
+    threshold = jnp.minimum(threshold_of(problem, 0.25 * setting.tol, span), share)
+    inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
+    ran = setting.on_points(newton, *inputs, *start)
+    return _points_of(problem, cells, quadrature, ran.z), ran
+
+
+def _points_of(problem: IBNNProblem, cells: Cells, quadrature: Quadrature, z) -> Points:
+    """What follows from z at the points."""
+    lam, p = problem.lam, problem.p
+    t = quadrature.at_nodes(z)
+    g, g1, g2 = _sums(problem, z, t, quadrature.weights, (0, 1, 2))
+    g = bias_of(problem, cells.nodes - t, g)
+    g1, g2 = -p * g1, p * p * g2
+    return Points(
+        cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2
+    )
+
+
+def bias_of(problem: IBNNProblem, shift, bias):
+    """B from lam B = y - z, the shift, where lam is large.
+
+    z = y - lam B then gives z back, where B(z) would add lam times its error.
+    """
+    lam = problem.lam
+    large = jnp.abs(lam) * problem.p > 0.1
+    return jnp.where(large, shift / jnp.where(lam == 0, 1, lam), bias)
+
+
+def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
+    """The estimated residual of the neurons, beside that of the points.
+
+    It is what the quadrature, the interpolation and rounding leave out. The quadrature
+    of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the
+    leading term is taken, twice, with the mean slope of T in every cell; the
+    interpolation is compared with the solution at the inner points.
+    """
+    lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
+    steep = p * jnp.diff(points.at_nodes) / points.cells.step
+    # At all points, of which the inner ones count: XLA shares the kernel with the sums
+    # of `_points_of`.
+    (fourth,) = _kernels(problem, points.z, points.at_nodes, (4,))
+    width = ((0, 0), (points.cells.count + 1, 1))
+    defect = jnp.pad(quadrature.defect * steep**4, width)
+    quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
+    cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
+    place = Place(cell, quadrature.inner, points.cells)
+    bias = place.interpolate(*points.bias())
+    predicted = quadrature.inside(quadrature.points) - lam * bias
+    gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
+    interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
+    rounding = _rounding(problem, jnp.abs(points.cells.nodes).max(-1))
+    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
+
+
+def _rounding(problem: IBNNProblem, radius: Float[Array, "G"]) -> Float[Array, "G"]:
+    """What rounding makes of a residual, for neurons within the radius."""
+    lam, p = problem.lam[:, 0], problem.p[:, 0]
+    return 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * radius)
+
+
+def _resolved(problem: IBNNProblem, points: Points) -> Bool[Array, "G"]:
+    """Whether the cells are fine enough for derivatives.
+
+    Where lam is small beside the tolerance any z will do, but not any derivative: that
+    errs by some 0.0015 |lam| p times the square of a cell's extent in widths 1 / p of
+    the kernel, once there are more than WIDTHS. Past the bound, where T jumps, no cells
+    are fine enough, and that counts as enough.
+    """
+    strength = (jnp.abs(problem.lam) * problem.p)[:, 0]
+    widths = problem.p * jnp.diff(points.at_nodes)
+    widths = jnp.where(points.quadrature.occupied, widths, 0).max(-1)
+    return (widths < WIDTHS) | (strength * widths**2 < 30) | ~problem.unique
+
+
+def reduced_adjoint(
+    setting: Setting, attempt: Attempt, points: Points, v, options: LinearSettings
+) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
+    """(u at the neurons, the groups in which the points' system was solved)."""
+    problem, lam, p = setting.problem, setting.problem.lam, setting.problem.p
+    z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
+    place = _neurons(problem, setting.span, points.cells)
+    # b is the sum of charges and dipoles at the nodes; the kernel is even, its
+    # derivative odd.
+    charge, dipole = place.spread(attempt.slope * v / v.shape[1])
+    dipole = p * dipole / points.y1
+    kernels = _kernels(problem, z, points.at_nodes, (1, 2, 3, 4))
+
+    def at_points(kernel, f):
+        return jnp.einsum("gtl,gt->gl", kernel, f)
+
+    b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
+    size = jnp.abs(b).max(-1)
+
+    def conjugate(z, lam, p, weights, b, size):
+        small = IBNNProblem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights))
+        tol = (1e-3 if options.tol is None else options.tol) * size
+        finite = size < jnp.inf  # NaN is not less
+        return linear_solve(
+            small.linearise(z), b, tol=tol, max_steps=options.max_steps, active=finite
+        )
+
+    inner = setting.on_points(conjugate, z, lam, p, weight, b, size)
+    rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
+    charge = jnp.pad(charge, rest) - lam * weight * inner.x
+    dipole = jnp.pad(dipole, rest)
+
+    def at_nodes(k):
+        charges = jnp.einsum("gtl,gl->gt", kernels[k], charge)
+        return charges + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
+
+    h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))
+    u = attempt.slope * (v - lam * place.interpolate(*h))
+    # A v that is not finite makes u so, which the pairwise solve cannot mend.
+    return u, inner.ok | ~jnp.isfinite(size)
+
+
+def bias_by_p(problem: IBNNProblem, span: Span, points: Points) -> Float[Array, "G n"]:
+    """dB_i / dp = 1/n sum_k (z_k - z_i) sigma'(p (z_k - z_i)) at the neurons."""
+    sigma, p = problem.op.sigma, problem.p
+    moment = Sigma(lambda x: x * sigma.derivative(x), sigma.primitive)
+    alike = IBNNProblem(problem.y, problem.lam, p, UniformOperator((), moment))
+    weights = points.quadrature.weights
+    f, f1, f2 = _sums(alike, points.z, points.at_nodes, weights, (0, 1, 2))
+    at_nodes = points.in_y(f, -p * f1, p * p * f2)
+    return _neurons(problem, span, points.cells).interpolate(*at_nodes) / p
+
+
+def _sums(problem: IBNNProblem, z, t, v, orders) -> list[Array]:
+    """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
+    kernels = _kernels(problem, z, t, orders)
+    return [jnp.einsum("gtl,gl->gt", kernel, v) for kernel in kernels]
+
+
+def _kernels(problem: IBNNProblem, z, t, orders) -> list[Array]:
+    """sigma^(k)(p (z_l - t_j)) for each order k, [G, targets, sources]."""
+    x = problem.p[:, :, None] * (z[:, None, :] - t[:, :, None])
+    return [problem.op.sigma.differentiated(k)(x) for k in orders]

@@ -1,0 +1,298 @@
+"""Implicit bias as functions: solve, implicit_bias, solve_adjoint, energy, inverse."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
+from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.iterate import Run, package
+from ibnn_jax.core.linear_solve import LinearSettings
+from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_groups
+from ibnn_jax.core.solution import Solution, Stats
+from ibnn_jax.core.solve import (
+    check_solver,
+    check_steps,
+    check_tol,
+    differentiable,
+    settings_for,
+    solved,
+)
+from ibnn_jax.core.solver import AbstractSolver, SolveSettings
+from ibnn_jax.ibnn.couplings import Coupling, Uniform, check_coupling
+from ibnn_jax.ibnn.equation import IBNNProblem
+from ibnn_jax.ibnn.layout import Layout, bind
+from ibnn_jax.ibnn.mean_field.solver import MeanField
+from ibnn_jax.solvers.newton import Newton
+
+# Up to here exact pairwise solutions cost at most six times what MeanField would.
+SMALL_GROUP = 128
+
+
+def solve(
+    y: Float[Array, "..."],
+    lam,
+    p,
+    coupling: Coupling,
+    *,
+    solver: AbstractSolver | str = "auto",
+    tol: float | None = None,
+    max_steps: int | None = None,
+    trace: bool = False,
+    strict: bool = False,
+    start: Float[Array, "..."] | None = None,
+) -> Solution:
+    """Solve z_i = y_i - lam sum_k w_ik sigma(p (z_k - z_i)) in every group (Eq. 4).
+
+    Args:
+        y: input of any shape, float32 or float64 (half precision is solved in float32
+            and returned in its own dtype).
+        lam, p: scalars or arrays that broadcast against y with size 1 on the coupled
+            axes; p > 0.
+        coupling: `Uniform`, `Window` or `Dense`.
+        solver: solver options, e.g. `Newton()`; "auto" is `MeanField()` for Uniform
+            groups of more than 128 neurons with a smooth sigma, else `Newton()`.
+        tol: a group has converged when max|r| <= tol (1 + max|y| + |lam|), with
+            r = y - lam B(z) - z the residual; None takes 1e-6 in float32, 1e-11 in
+            float64 (MeanField: its `default_tol`, and a stricter rule); never below
+            4 eps.
+        max_steps: most solver steps, 500 when None.
+        trace: also return the residual after every step (exact solvers only).
+        strict: for debugging outside jit: raise FloatingPointError if any group did
+            not converge.
+        start: where to start, of the shape of y (exact solvers only). Below the
+            uniqueness bound it changes the steps alone; past it, which solution is
+            found.
+
+    Returns:
+        Solution(value, result, stats): z with the shape and dtype of y; `Result` codes
+        and `Stats` per group, with the shape of y without its coupled axes. Nothing
+        raises inside jit: look at `result`. Not differentiable: use `implicit_bias`.
+
+    Raises:
+        ValueError: y, lam or p does not fit (see `ibnn.layout.bind`); unknown solver;
+            tol or max_steps not positive; start of another shape.
+    """
+    call = _Call.of(y, lam, p, coupling, solver, tol, max_steps, trace, start)
+    solution = solved(call.settings, call.problem, call.start)
+    solution = call.layout.restore(solution, jnp.asarray(y).dtype)
+    if strict:
+        _raise_unless_converged(solution.stats)
+    return solution
+
+
+@overload
+def implicit_bias(
+    y, lam, p, coupling: Coupling, *, return_solution: Literal[True], **options
+) -> Solution: ...
+@overload
+def implicit_bias(
+    y, lam, p, coupling: Coupling, *, has_stats: Literal[True], **options
+) -> tuple[Array, Stats]: ...
+@overload
+def implicit_bias(y, lam, p, coupling: Coupling, **options) -> Array: ...
+def implicit_bias(
+    y: Float[Array, "..."],
+    lam,
+    p,
+    coupling: Coupling,
+    *,
+    solver: AbstractSolver | str = "auto",
+    adjoint: AbstractAdjoint | None = None,
+    tol: float | None = None,
+    max_steps: int | None = None,
+    start: Float[Array, "..."] | None = None,
+    return_solution: bool = False,
+    has_stats: bool = False,
+):
+    """The solution z of Eq. (4), differentiable in y, lam, p and a Dense w.
+
+    Args:
+        y, lam, p, coupling, solver, tol, max_steps, start: as in `solve`.
+        adjoint: `Implicit()` (default), `Unrolled()` or `Phantom(k)`.
+        return_solution: return the `Solution`, with result codes, instead of z.
+        has_stats: return (z, Stats) instead of z.
+
+    Raises:
+        ValueError: as `solve`; an adjoint that does not fit the solver.
+    """
+    adjoint = _adjoint(adjoint)
+    if adjoint.exact and isinstance(solver, str) and solver == "auto":
+        solver = Newton()
+    call = _Call.of(y, lam, p, coupling, solver, tol, max_steps, False, start)
+    adjoint.check(call.settings)
+    solution = differentiable(call.settings, adjoint, call.problem, call.start)
+    solution = call.layout.restore(solution, jnp.asarray(y).dtype)
+    if return_solution:
+        return solution
+    return (solution.value, solution.stats) if has_stats else solution.value
+
+
+def solve_adjoint(
+    z, v, lam, p, coupling: Coupling, *, tol: float | None = None, max_steps: int = 500
+) -> Solution:
+    """u with (I + lam DB(z)) u = v, the adjoint system at a solution z (Eq. 28).
+
+    Solved on the exact pairwise operator.
+
+    Args:
+        z, v: the solution and the cotangent, same shape.
+        lam, p, coupling: as in `solve`.
+        tol: max|v - H u| <= tol max|v|; None takes 1e-6 in float32, 1e-11 in float64.
+
+    Returns:
+        Solution: u in `value`; `stats.residual` is the true max|v - H u| per group.
+
+    Raises:
+        ValueError: as `solve`; shapes of z and v differ.
+    """
+    _check_same_shape("z", z, "v", v)
+    problem, layout = bind(z, lam, p, coupling)
+    cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
+    found = _adjoint_solved(LinearSettings(tol, max_steps), problem, cotangent)
+    return layout.restore(found, jnp.asarray(z).dtype)
+
+
+def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
+    """E(z; y) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i) per group (Eq. 5).
+
+    Raises:
+        ValueError: as `solve`; shapes of z and y differ.
+    """
+    _check_same_shape("z", z, "y", y)
+    problem, layout = bind(y, lam, p, coupling)
+    z = layout.to_groups(jnp.asarray(z, problem.y.dtype))
+    return layout.per_group(problem.energy(z))
+
+
+def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
+    """y = z + lam B(z), the input whose solution is z: exact, in one sum (Eq. 25).
+
+    Differentiable by JAX. Where lam is past the uniqueness bound, z is one of the
+    solutions for this y, not necessarily the one `solve` returns.
+
+    Raises:
+        ValueError: as `solve`.
+    """
+    problem, layout = bind(z, lam, p, coupling)
+    z_groups = problem.y
+    y = z_groups + problem.lam * problem.op.bias(z_groups, problem.p)
+    return layout.from_groups(y).astype(jnp.asarray(z).dtype)
+
+
+def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
+    """z = y - lam B(y), one explicit step: the "lite" layer of the authors' code.
+
+    Args:
+        has_stats: return (z, Stats), with the residual that the step leaves.
+
+    Raises:
+        ValueError: as `solve`.
+    """
+    problem, layout = bind(y, lam, p, coupling)
+    z = problem.y + problem.residual(problem.y)
+    dtype = jnp.asarray(y).dtype
+    if not has_stats:
+        return layout.from_groups(z).astype(dtype)
+    residual = jnp.abs(jax.lax.stop_gradient(problem.residual(z))).max(-1)
+    ran = Run(z, residual, jnp.ones_like(residual, dtype=jnp.int32), None)
+    threshold = problem.tolerance(Newton().tolerance_for(z.dtype))
+    valid = jnp.ones_like(residual, dtype=bool)
+    solution = layout.restore(package(problem, valid, ran, threshold), dtype)
+    return solution.value, solution.stats
+
+
+def check_options(coupling, solver, adjoint, tol, max_steps):
+    """(tol, max_steps), normalised: what can be checked before there is any y.
+
+    Raises:
+        ValueError: an argument that `implicit_bias` would refuse whatever y is.
+    """
+    check_coupling(coupling)
+    if not (isinstance(solver, str) and solver == "auto"):
+        check_solver(solver)
+    adjoint = _adjoint(adjoint)
+    if isinstance(solver, MeanField):
+        if isinstance(coupling, Uniform):
+            solver.check(IBNNProblem(None, None, None, coupling.bind((2,))))  # type: ignore
+        else:
+            raise ValueError(
+                "MeanField solves Uniform couplings with a smooth sigma only; "
+                "use solver=Newton()"
+            )
+        adjoint.check(SolveSettings(solver, 1.0, 1))
+    return check_tol(tol), check_steps("max_steps", max_steps)
+
+
+def _adjoint(adjoint) -> AbstractAdjoint:
+    if adjoint is None:
+        return Implicit()
+    if not isinstance(adjoint, AbstractAdjoint):
+        raise ValueError(
+            f"adjoint must be Implicit(), Unrolled() or Phantom(k); got {adjoint!r}"
+        )
+    return adjoint
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of a solve, checked and laid out on groups."""
+
+    settings: SolveSettings
+    problem: IBNNProblem
+    layout: Layout
+    start: Float[Array, "G n"] | None
+
+    @classmethod
+    def of(cls, y, lam, p, coupling, solver, tol, max_steps, trace, start):
+        problem, layout = bind(y, lam, p, coupling)
+        chosen = _chosen(solver, problem, start)
+        settings = settings_for(chosen, problem, tol, max_steps, trace)
+        if start is not None:
+            _check_same_shape("start", start, "y", y)
+            start = layout.to_groups(jnp.asarray(start, problem.y.dtype))
+        return cls(settings, problem, layout, start)
+
+
+def _chosen(solver, problem: IBNNProblem, start):
+    """The solver that "auto" stands for, or the one given."""
+    if isinstance(solver, str) and solver == "auto":
+        many = problem.y.shape[1] > SMALL_GROUP
+        mean_field = many and start is None and MeanField.fits(problem.op)
+        return MeanField() if mean_field else Newton()
+    if start is not None and isinstance(solver, MeanField):
+        raise ValueError(
+            "MeanField does not step on the neurons, so it takes no start. "
+            "Use solver=Newton()"
+        )
+    return solver
+
+
+def _check_same_shape(name, a, other, b) -> None:
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(
+            f"{name} and {other} must have one shape; "
+            f"got {jnp.shape(a)} and {jnp.shape(b)}"
+        )
+
+
+def _raise_unless_converged(stats: Stats) -> None:
+    if bool(stats.converged.all()):
+        return
+    failed = int((~stats.converged).sum())
+    raise FloatingPointError(
+        f"{failed} of {stats.converged.size} groups did not converge; largest residual "
+        f"{float(jnp.nanmax(stats.residual)):.3g}. Raise max_steps or tol, or look at "
+        "result for NaN in y"
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+@full_precision
+def _adjoint_solved(settings: LinearSettings, problem: IBNNProblem, v) -> Solution:
+    return solve_adjoint_groups(problem, problem.y, v, settings)

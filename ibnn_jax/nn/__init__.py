@@ -1,0 +1,24 @@
+"""Flax NNX modules.
+
+implicit_bias.py  the implicit bias between an affine map and its activation
+layers.py         IBNNLinear, IBNNConv
+ucn.py            UCN(L, C), its standard twin, the transfer of weights
+convolution.py    a convolution that stays fast on CPUs in loops and under vmap
+"""
+
+from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
+from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
+from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.ucn import UCN, transfer
+
+__all__ = [
+    "IBNNConv",
+    "IBNNLinear",
+    "ImplicitBias",
+    "UCN",
+    "canonical_convolution",
+    "fast_convolution",
+    "implicit_layers",
+    "project",
+    "transfer",
+]
