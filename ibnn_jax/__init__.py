@@ -21,6 +21,7 @@ from ibnn_jax.ibnn.couplings import (
 from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sigmas import Sigma, hard_tanh, tanh
 from ibnn_jax.ibnn.solve import (
+    default_solver,
     energy,
     implicit_bias,
     inverse,
@@ -64,6 +65,7 @@ __all__ = [
     "attacks",
     "canonical_convolution",
     "core",
+    "default_solver",
     "energy",
     "fast_convolution",
     "hard_tanh",

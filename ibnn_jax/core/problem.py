@@ -4,7 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class AbstractProblem(ABC):
 
     shared: ClassVar[tuple[str, ...]] = ()
     symmetric: ClassVar[bool] = False  # -Dr is symmetric: r = -grad E of an energy E
-    weight: ClassVar[float] | Float[Array, "G n"] = 1.0  # of the inner product
+    weight: Any = 1.0  # of the inner product sum_i weight_i a_i b_i, [G, n] or 1
 
     @abstractmethod
     def residual(self, z: Float[Array, "G n"]) -> Float[Array, "G n"]:

@@ -178,7 +178,7 @@ class Dense:
                 f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} "
                 "neurons"
             )
-        return DenseOperator(self.w, self.negative, shape, self.sigma)
+        return DenseOperator(self.w, shape, self.sigma, self.negative)
 
 
 Coupling = Uniform | Window | Dense

@@ -94,7 +94,6 @@ class Operator(ABC):
     def potential(self, z, p) -> Float[Array, "G"]:
         """1/2 sum_ik w_ik S_p(z_k - z_i) with S_p(t) = S(p t) / p, [G] (Eqs. 5, 13)."""
 
-
         def primitive(t, p):
             return self.sigma.primitive(p * t) / p
 
@@ -207,9 +206,9 @@ class WindowOperator(Operator):
 @dataclass(frozen=True)
 class DenseOperator(Operator):
     w: Float[Array, "n n"]
-    negative: float | Array
     shape: tuple[int, ...]
     sigma: Sigma
+    negative: float | Array
 
     @property
     def row_sum(self):

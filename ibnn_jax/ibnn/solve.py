@@ -251,7 +251,7 @@ class _Call:
     @classmethod
     def of(cls, y, lam, p, coupling, solver, tol, max_steps, trace, start):
         problem, layout = bind(y, lam, p, coupling)
-        chosen = _chosen(solver, problem, start)
+        chosen = _chosen(solver, problem, coupling, start)
         settings = settings_for(chosen, problem, tol, max_steps, trace)
         if start is not None:
             _check_same_shape("start", start, "y", y)
@@ -259,12 +259,31 @@ class _Call:
         return cls(settings, problem, layout, start)
 
 
-def _chosen(solver, problem: IBNNProblem, start):
+def default_solver(
+    coupling: Coupling, neurons: int, *, at_the_bound: bool = False
+) -> AbstractSolver:
+    """The solver that "auto" stands for, for groups of so many neurons.
+
+    Args:
+        at_the_bound: lam will stay next to its uniqueness bound, where training takes
+            it: `MeanField.at_the_bound()` in place of `MeanField()`.
+
+    Raises:
+        ValueError: what is given is no coupling.
+    """
+    check_coupling(coupling)
+    uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
+    if not uniform or neurons <= SMALL_GROUP:
+        return Newton()
+    return MeanField.at_the_bound() if at_the_bound else MeanField()
+
+
+def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start):
     """The solver that "auto" stands for, or the one given."""
     if isinstance(solver, str) and solver == "auto":
-        many = problem.y.shape[1] > SMALL_GROUP
-        mean_field = many and start is None and MeanField.fits(problem.op)
-        return MeanField() if mean_field else Newton()
+        if start is not None:
+            return Newton()
+        return default_solver(coupling, problem.y.shape[1])
     if start is not None and isinstance(solver, MeanField):
         raise ValueError(
             "MeanField does not step on the neurons, so it takes no start. "

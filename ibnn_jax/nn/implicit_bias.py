@@ -126,7 +126,9 @@ class ImplicitBias(nnx.Module):
                 self.w_negative = Frozen(jnp.asarray(coupling.negative, jnp.float32))
 
     @overload
-    def __call__(self, y: Array, *, return_stats: Literal[True]) -> tuple[Array, Stats]: ...
+    def __call__(
+        self, y: Array, *, return_stats: Literal[True]
+    ) -> tuple[Array, Stats]: ...
     @overload
     def __call__(self, y: Array, *, return_stats: bool = False) -> Array: ...
     def __call__(self, y: Float[Array, "..."], *, return_stats: bool = False):

@@ -25,7 +25,9 @@ class _Layer(nnx.Module):
     activation: Activation
 
     @overload
-    def __call__(self, x: Array, *, return_stats: Literal[True]) -> tuple[Array, Stats]: ...
+    def __call__(
+        self, x: Array, *, return_stats: Literal[True]
+    ) -> tuple[Array, Stats]: ...
     @overload
     def __call__(self, x: Array, *, return_stats: bool = False) -> Array: ...
     def __call__(self, x: Array, *, return_stats: bool = False):
@@ -168,9 +170,11 @@ class IBNNConv(_Layer):
         rngs: nnx.Rngs,
     ):
         size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        own = {} if conv_general_dilated is None else {
-            "conv_general_dilated": conv_general_dilated
-        }
+        own = (
+            {}
+            if conv_general_dilated is None
+            else {"conv_general_dilated": conv_general_dilated}
+        )
         self.affine = nnx.Conv(
             in_features,
             out_features,

@@ -217,7 +217,5 @@ def transfer(sm: UCN, ibnn: UCN) -> None:
             for module in (source, target)
         ]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"transfer: shapes differ, {shapes[0]} into {shapes[1]}"
-            )
+            raise ValueError(f"transfer: shapes differ, {shapes[0]} into {shapes[1]}")
         nnx.update(target, state)

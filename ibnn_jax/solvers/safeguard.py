@@ -36,7 +36,9 @@ def empty_memory(z: Float[Array, "G n"], size: int) -> Float[Array, "G m n"]:
     return jnp.zeros_like(jnp.repeat(z[:, None], size, 1))
 
 
-def must_restart(problem: AbstractProblem, scale: Float[Array, "G"]) -> Bool[Array, "G"]:
+def must_restart(
+    problem: AbstractProblem, scale: Float[Array, "G"]
+) -> Bool[Array, "G"]:
     """Whether the memory is to be emptied; scale: how much of the next step to take."""
     return ~problem.unique | (scale < 0.1)
 

@@ -119,7 +119,9 @@ def solve_with_cells(
     return Attempt(bias, slope, residual, resolved, ran.steps), points
 
 
-def rebuild_points(problem: IBNNProblem, span: Span, z: Float[Array, "G 2m+2"]) -> Points:
+def rebuild_points(
+    problem: IBNNProblem, span: Span, z: Float[Array, "G 2m+2"]
+) -> Points:
     """The Points of which only z was kept."""
     place, quadrature = _stand_ins(problem, span, z.shape[1] // 2 - 1)
     return _points_of(problem, place.cells, quadrature, z)
