@@ -20,7 +20,7 @@ def run(size):
     groups, side, cells, lams, repetitions = SIZES[size]
     exactly = _both(ibnn_jax.Newton())
     calls = {
-        m: _both(ibnn_jax.MeanField(cells=(m,), polish=1), tol=1e-4) for m in cells
+        m: _both(ibnn_jax.MeanField(cells=(m,), pairwise_max_size=1), tol=1e-4) for m in cells
     }  # no second attempt: these cells alone
     rows = []
     for lam in lams:

@@ -1,6 +1,6 @@
 """Implicit neurons in JAX and Flax.
 
-The layer: `ImplicitBias`, `IBNNLinear`, `IBNNConv`, `UCN`; `project` after every update.
+The layers: `ImplicitBias`, `IBNNLinear`, `IBNNConv`, `UCN`; `project` after updates.
 The function: `implicit_bias` (differentiable), `solve`, `inverse`, `energy`.
 Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
 Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.

@@ -1,9 +1,12 @@
-"""Fixtures shared by all tests; float64 is enabled, and a test of float32 asks for it by dtype."""
+"""Fixtures shared by all tests; float64 is enabled, and a test of float32 asks for it
+by dtype.
+"""
 
 import os
 from pathlib import Path
 
-# The tests are many small programs: compiling them takes far longer than running them. Read when jax starts.
+# The tests are many small programs: compiling them takes far longer than running them.
+# Read when jax starts.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
@@ -20,7 +23,9 @@ jax.config.update("jax_enable_x64", True)
 
 @pytest.fixture(scope="module", autouse=True)
 def release_programs():
-    """A file's programs are not used by the next one, and a process can hold only so many."""
+    """A file's programs are not used by the next one, and a process can hold only so
+    many.
+    """
     yield
     jax.clear_caches()
 
@@ -45,7 +50,9 @@ GOLDEN = {  # file -> its coupling
 
 
 class Golden:
-    """One reference file with its grid spelled out: y, v, z, dL_dy [seed, lam, p, *event]; lam, p with size 1 on event."""
+    """One reference file with its grid spelled out: y, v, z, dL_dy [seed, lam, p,
+    *event]; lam, p with size 1 on event.
+    """
 
     def __init__(self, name):
         with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as data:

@@ -165,7 +165,7 @@ _implicit.defvjp(_implicit_fwd, _implicit_bwd)
 
 
 def _any_order(settings, adjoint, problem, start):
-    """`jax.lax.custom_root`: its derivatives are linear solves, differentiable again."""
+    """By `jax.lax.custom_root`, whose derivatives can be differentiated again."""
 
     def solve_root(_, guess):
         fixed = jax.lax.stop_gradient((problem, start))

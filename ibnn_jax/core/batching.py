@@ -183,9 +183,8 @@ def merge_vmap(f: Callable) -> Callable:
         grouped, join = problem.parts()
         leaves = (grouped, rest)
         flags = (batched[0].parts()[0], tuple(batched[1:]))
-        groups = jax.tree.leaves(
-            jax.tree.map(lambda x, b: x.shape[int(b)], leaves, flags)
-        )
+        sizes = jax.tree.map(lambda x, b: x.shape[1 if b else 0], leaves, flags)
+        groups = jax.tree.leaves(sizes)[0]
 
         def merge(x, is_batched):
             x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))

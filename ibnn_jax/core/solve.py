@@ -100,8 +100,8 @@ def check_solver(solver) -> None:
     near = difflib.get_close_matches(given.lower(), named, 1)
     hint = f"ibnn_jax.{named[near[0]]}()" if near else "ibnn_jax.Newton()"
     raise ValueError(
-        f'unknown solver {solver!r}; use "auto" or options such as {hint}. There are '
-        + ", ".join(SOLVERS)
+        f'unknown solver {solver!r}; use "auto" or options such as {hint}. '
+        f"There are {', '.join(SOLVERS)}"
     )
 
 

@@ -34,6 +34,7 @@ class AbstractSolver(ABC):
 
     def check(self, problem: AbstractProblem) -> None:
         """Raise ValueError where the problem is not one for this solver."""
+        del problem  # any problem is, unless a solver says otherwise
 
     @abstractmethod
     def solve(

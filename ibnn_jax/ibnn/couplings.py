@@ -120,9 +120,9 @@ class Window:
 
 @jax.tree_util.register_pytree_node_class
 class Dense:
-    """Any symmetric, non-negative w [n, n] over the last axis of y; differentiable in w.
+    """Any symmetric, non-negative w [n, n] over the last axis of y.
 
-    A pytree with the leaf w, so it passes through jit, grad, vmap and `jax.tree.map`.
+    Differentiable in w: a pytree with the leaf w, which passes through jit, grad, vmap and `jax.tree.map`.
     Checked, and copied, when built from concrete values; a traced w is taken as it is.
 
     Args:

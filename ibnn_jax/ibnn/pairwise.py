@@ -52,7 +52,7 @@ class Operator(ABC):
 
     @abstractmethod
     def average(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
-        """sum_k w_ik v_k / sum_k w_ik, the mean that neuron i sees; v_i where w_i = 0."""
+        """sum_k w_ik v_k / sum_k w_ik, the mean that i sees; v_i where w_i = 0."""
 
     @property
     @abstractmethod

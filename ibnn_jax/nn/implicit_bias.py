@@ -1,4 +1,4 @@
-"""The implicit bias as a Flax NNX layer, for between an affine map and its activation."""
+"""The implicit bias as a Flax NNX layer."""
 
 import warnings
 from typing import Literal, overload

@@ -6,7 +6,6 @@ from typing import Any, Literal, overload
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.solution import Stats

@@ -1,4 +1,4 @@
-"""Gradient descent on the energy with an adaptive step that meets Armijo's condition."""
+"""Gradient descent on the energy with an adaptive, tested step size."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,6 @@
-"""Pixle beside a plain loop where nothing is random, its budget, and its success on a classifier of digits."""
+"""Pixle beside a plain loop where nothing is random, its budget, and its success on a
+classifier of digits.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -169,7 +169,9 @@ def test_other_options_are_refused(finished, command, environment):
 
 
 def stop_when(command, environment, folder, lines, number):
-    """Run until metrics.jsonl has so many lines, then send the signal; (exit status, what it printed)."""
+    """Run until metrics.jsonl has so many lines, then send the signal; (exit status,
+    what it printed).
+    """
     process = subprocess.Popen(
         command,
         env=environment,
@@ -190,7 +192,9 @@ def stop_when(command, environment, folder, lines, number):
 
 
 def test_killed_runs_resume_to_the_same_bytes(finished, command, environment, tmp_path):
-    """SIGKILL while the standard networks train, SIGTERM a little later, SIGKILL among the IBNNs, then to the end."""
+    """SIGKILL while the standard networks train, SIGTERM a little later, SIGKILL among
+    the IBNNs, then to the end.
+    """
     folder = tmp_path / "killed"
     command = [*command, "--out", str(folder)]
     often, never = (["--checkpoint-seconds", seconds] for seconds in ("0", "100000"))

@@ -1,4 +1,6 @@
-"""Data sets: shapes, TFDS read from real array_record files, refusals, the arrows, scrambled labels."""
+"""Data sets: shapes, TFDS read from real array_record files, refusals, the arrows,
+scrambled labels.
+"""
 
 import dataclasses
 import io
@@ -13,7 +15,9 @@ from train import data
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """A prepared TFDS fashion_mnist of 30 + 10 images, written by TFDS itself as array_record."""
+    """A prepared TFDS fashion_mnist of 30 + 10 images, written by TFDS itself as
+    array_record.
+    """
     import tensorflow_datasets as tfds
     from PIL import Image
 
@@ -67,7 +71,8 @@ def test_tfds(tfds_folder, monkeypatch):
         and found.image_shape == (28, 28, 1)
         and found.train_images.dtype == np.uint8
     )
-    # TFDS shuffles while it writes: the same images, each with its label, in another order.
+    # TFDS shuffles while it writes: the same images, each with its label, in another
+    # order.
     written = {image.tobytes(): i % 10 for i, image in enumerate(tiny_images(30, 0))}
     assert {
         image.tobytes(): label
@@ -214,7 +219,9 @@ def test_arrows():
 
 
 def test_inside_has_the_right_area():
-    """Uniform points fall inside as often as the shoelace formula says; a point above a vertex counts once."""
+    """Uniform points fall inside as often as the shoelace formula says; a point above a
+    vertex counts once.
+    """
     points = np.random.default_rng(0).uniform(-1, 1, (200_000, 2))
     for polygon in (data.TRAPEZOID, data.HOLE, data.ARROW):
         (x, y), (u, v) = polygon.T, np.roll(polygon, -1, 0).T

@@ -1,4 +1,6 @@
-"""Runs of two processes on this machine: the numbers of one process, one folder, one word on stopping; and moves between them."""
+"""Runs of two processes on this machine: the numbers of one process, one folder, one
+word on stopping; and moves between them.
+"""
 
 import os
 import signal
@@ -15,8 +17,27 @@ from train.runs import folder as folders
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 10
-OPTIONS = ["--dataset", "digits", "--train-fraction", "0.1", "--seeds", "4", "--warmup-epochs", "1", "--batch-size", "32",
-           "--model", "ibnn", "--tol", "1e-5", "--lr-max", "0.002", "--epochs", str(EPOCHS)]  # fmt: skip
+OPTIONS = [
+    "--dataset",
+    "digits",
+    "--train-fraction",
+    "0.1",
+    "--seeds",
+    "4",
+    "--warmup-epochs",
+    "1",
+    "--batch-size",
+    "32",
+    # Fmt: skip
+    "--model",
+    "ibnn",
+    "--tol",
+    "1e-5",
+    "--lr-max",
+    "0.002",
+    "--epochs",
+    str(EPOCHS),
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +120,9 @@ def end(*started):
 
 
 def stop(told, out, *others, epochs):
-    """Send SIGTERM to one of the processes when so many epochs are written; what `end` gives for all."""
+    """Send SIGTERM to one of the processes when so many epochs are written; what `end`
+    gives for all.
+    """
     while all(process.poll() is None for process in (told, *others)):
         if len(folders.read_lines(out / "metrics.jsonl")) >= 4 * epochs:
             break
@@ -141,7 +164,9 @@ def test_two_processes_that_share_every_batch_give_the_numbers_of_one(
 
 
 def test_a_run_moves_between_processes_and_devices(alone, environment, tmp_path):
-    """Four devices; SIGTERM; two processes, each with two of the seeds; SIGTERM to one of them; one device."""
+    """Four devices; SIGTERM; two processes, each with two of the seeds; SIGTERM to one
+    of them; one device.
+    """
     out = tmp_path / "run"
     (four,) = stop(start(environment, out, devices=4), out, epochs=2)
     assert four[0] == 128 + signal.SIGTERM, four[2]

@@ -1,4 +1,6 @@
-"""Training as a library: seeds, compilations, evaluation, warm-up, non-finite losses; on tiny pictures, with tiny networks."""
+"""Training as a library: seeds, compilations, evaluation, warm-up, non-finite losses;
+on tiny pictures, with tiny networks.
+"""
 
 import dataclasses
 
@@ -95,7 +97,9 @@ def test_repeating_a_run_repeats_every_bit(runs, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_one_compilation_per_shape(runs, model):
-    """After one run, more epochs, other seeds and other rates compile nothing; another number of images does."""
+    """After one run, more epochs, other seeds and other rates compile nothing; another
+    number of images does.
+    """
     config = tiny(model)
     program = programs.build(config.resolved(), (8, 8, 1), 4, model == "ibnn")
     functions = (program.init, program.epoch, program.evaluate)
@@ -113,7 +117,9 @@ def test_one_compilation_per_shape(runs, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_evaluation_is_exact(runs, model):
-    """23 images in batches of 10 (the last one padded) give what a plain loop over the images gives."""
+    """23 images in batches of 10 (the last one padded) give what a plain loop over the
+    images gives.
+    """
     tests = tiny_data()
     run = runs[model]
     config = tiny(model, eval_batch_size=10).resolved()
@@ -165,7 +171,9 @@ def test_sm_and_ibnn_start_from_the_same_weights():
 
 
 def test_warm_up_is_training_of_the_twin():
-    """A warm-up from the rates of its own schedule equals an SM run over the same data order and rates."""
+    """A warm-up from the rates of its own schedule equals an SM run over the same data
+    order and rates.
+    """
     tests, config = tiny_data(), tiny("sm", warmup_epochs=2)
     program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -198,7 +206,9 @@ def test_warm_up_is_training_of_the_twin():
 
 
 def test_one_step_is_sgd_with_momentum_and_clipping():
-    """Two full-batch epochs against the update written out: v = 0.9 v + g clipped, x = x - rate v."""
+    """Two full-batch epochs against the update written out: v = 0.9 v + g clipped, x =
+    x - rate v.
+    """
     tests, config = tiny_data(train=16), tiny("sm", seeds=1, clip_norm=0.05)
     program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
     keys = jax.random.split(jax.random.key(3), 1)
@@ -332,7 +342,9 @@ def test_x64():
 
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
 def test_precision(runs, precision):
-    """The weights stay float32; what is computed from them changes a little, or on a CPU with TF32 not at all."""
+    """The weights stay float32; what is computed from them changes a little, or on a
+    CPU with TF32 not at all.
+    """
     config = tiny("ibnn", precision=precision).resolved()
     tests, run = tiny_data(), runs["ibnn"]
     evaluate = programs.build(config, tests.image_shape, tests.classes, True).evaluate

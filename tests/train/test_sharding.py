@@ -1,4 +1,6 @@
-"""Seeds and batches over simulated devices: the numbers of one device, also when a run goes on with other devices."""
+"""Seeds and batches over simulated devices: the numbers of one device, also when a run
+goes on with other devices.
+"""
 
 import json
 import os
@@ -12,8 +14,27 @@ import pytest
 from train.distributed import sharding
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ["--dataset", "digits", "--train-fraction", "0.2", "--seeds", "4", "--warmup-epochs", "1", "--batch-size", "32",
-           "--model", "both", "--tol", "1e-5", "--lr-max", "0.002", "--checkpoint-seconds", "0"]  # fmt: skip
+OPTIONS = [
+    "--dataset",
+    "digits",
+    "--train-fraction",
+    "0.2",
+    "--seeds",
+    "4",
+    "--warmup-epochs",
+    "1",
+    "--batch-size",
+    "32",
+    # Fmt: skip
+    "--model",
+    "both",
+    "--tol",
+    "1e-5",
+    "--lr-max",
+    "0.002",
+    "--checkpoint-seconds",
+    "0",
+]
 
 
 def train(out, devices, *options):

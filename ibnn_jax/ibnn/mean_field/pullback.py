@@ -68,7 +68,7 @@ class Pullback:
         return self.setting.problem.y.shape[1] <= self.solver.pairwise_max_size
 
     def _later(self, valid):
-        """(the groups that a later attempt solved, z at its points), attempt by attempt."""
+        """(the groups that it solved, z at its points) of every later attempt."""
         numbered = enumerate(self.residuals.later, start=1)
         return [(valid & (self.residuals.number == k), z) for k, z in numbered]
 

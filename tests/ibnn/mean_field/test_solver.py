@@ -1,4 +1,6 @@
-"""The mean-field solver and solver="auto" against the exact pairwise equation, in float64 and float32."""
+"""The mean-field solver and solver="auto" against the exact pairwise equation, in
+float64 and float32.
+"""
 
 import chex
 import jax
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax import problem
+from ibnn_jax.core import SolveSettings, batching
+from ibnn_jax.ibnn.layout import bind
+from ibnn_jax.ibnn.mean_field import solver as mean_field
 
 N = 196
 P = np.array([1.0, 3.0, 10.0, 30.0])
@@ -15,7 +19,9 @@ LAM = np.array([-20.0, -5.0, -2.0, -0.5, -0.05, 0.0])
 
 
 def inputs(n=N):
-    """normal, wide, with ties, constant, and like a picture: a large constant background."""
+    """normal, wide, with ties, constant, and like a picture: a large constant
+    background.
+    """
     rng = np.random.default_rng(0)
     y = rng.normal(size=n)
     return np.stack(
@@ -78,7 +84,9 @@ def test_the_default_converges_everywhere_below_the_bound(exact, dtype):
 
 @pytest.mark.parametrize("cells, tol", [((64,), 1e-5), ((4,), 1e-4)])
 def test_in_float32_the_residual_told_is_the_true_one(cells, tol):
-    """At |lam| p of hundreds rounding alone nears such a tolerance, and the pairwise finish must not lose what it found."""
+    """At |lam| p of hundreds rounding alone nears such a tolerance, and the pairwise
+    finish must not lose what it found.
+    """
     y, lam, p = grid()
     solver = ib.MeanField(cells=cells)
     found = jax.jit(
@@ -107,7 +115,7 @@ def test_error_falls_with_the_fourth_power_of_the_cells():
     errors = []
     for cells in (16, 32, 64):
         solver = ib.MeanField(
-            cells=(cells,), polish=1
+            cells=(cells,), pairwise_max_size=1
         )  # no pairwise finish: the points alone
         found = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=solver, tol=1e-9)
         errors.append(float(jnp.abs(found.value - exact).max()))
@@ -122,8 +130,9 @@ def test_attempts_with_as_many_points_as_neurons_are_left_out():
     solver = ib.MeanField(cells=(4, 7))  # 10 points, 16 points
     tried = []
     for n in (16, 17):
-        groups, _ = problem.bind(jnp.zeros((1, n)), -0.5, 10.0, ib.Uniform((-1,)))
-        _, kept = jax.eval_shape(lambda groups: solver.solve(groups, 1e-4, 10), groups)
+        groups, _ = bind(jnp.zeros((1, n)), -0.5, 10.0, ib.Uniform((-1,)))
+        settings = SolveSettings(solver, 1e-4, 10)
+        _, kept = jax.eval_shape(lambda groups: solver.solve(groups, settings), groups)
         tried.append(1 + len(kept.later))
     assert tried == [1, 2]
 
@@ -131,7 +140,11 @@ def test_attempts_with_as_many_points_as_neurons_are_left_out():
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
     found = ib.solve(
-        y, -0.5, 30.0, ib.Uniform((-1,)), solver=ib.MeanField(cells=(16,), polish=100)
+        y,
+        -0.5,
+        30.0,
+        ib.Uniform((-1,)),
+        solver=ib.MeanField(cells=(16,), pairwise_max_size=100),
     )
     assert found.result[0] == ib.Result.MAX_STEPS and not found.stats.converged[0]
     finished = ib.solve(
@@ -166,7 +179,9 @@ def test_gradients_match_the_exact_adjoint():
 
 
 def nearly_equal(n=N):
-    """float32 groups of a few levels each, from far closer than any tolerance to wide, around 0 and far from it."""
+    """float32 groups of a few levels each, from far closer than any tolerance to wide,
+    around 0 and far from it.
+    """
     rng = np.random.default_rng(0)
     kinds = [
         (r, levels, offset)
@@ -184,7 +199,9 @@ def nearly_equal(n=N):
 
 @pytest.mark.parametrize("lam", [-5.0, -0.5, 0.095])
 def test_nearly_equal_neurons_of_few_levels(lam):
-    """Most points stand for no neuron, or for one by rounding alone, and at the bound the slope of T is 20."""
+    """Most points stand for no neuron, or for one by rounding alone, and at the bound
+    the slope of T is 20.
+    """
     y, v = nearly_equal(), np.random.default_rng(1).normal(size=N)
     f = lambda y, solver: ib.implicit_bias(
         y, lam, 10.0, ib.Uniform((-1,)), solver=solver, has_stats=True
@@ -211,7 +228,9 @@ def test_nearly_equal_neurons_of_few_levels(lam):
 
 @pytest.mark.parametrize("n", [5, N])
 def test_gradients_of_groups_far_wider_than_the_kernel(n):
-    """Beside such y a small lam is within any tolerance; derivatives still are of the size of lam p."""
+    """Beside such y a small lam is within any tolerance; derivatives still are of the
+    size of lam p.
+    """
     rng = np.random.default_rng(3)
     spread = np.geomspace(20, 1000, 6)[:, None]
     outlier = np.where(np.arange(n) == 0, spread, rng.normal(size=(6, n)))
@@ -247,7 +266,9 @@ def test_gradients_of_groups_far_wider_than_the_kernel(n):
 
 
 def test_points_that_make_no_progress_are_given_up_early():
-    """Newton on a point without weight may go in circles, and in float32 rounding may hold up all of them."""
+    """Newton on a point without weight may go in circles, and in float32 rounding may
+    hold up all of them.
+    """
     rng = np.random.default_rng(0)
     y = jnp.asarray(
         50
@@ -305,15 +326,12 @@ def test_blocks_of_groups_are_the_whole(monkeypatch):
         whole = all_of_it(*case)
         jax.clear_caches()  # or what was compiled for the whole would be called again
         with monkeypatch.context() as small:
-            small.setattr(problem, "NEURONS", int(most * N))
-            small.setattr(problem, "PAIRS", int(most * N * N))
+            small.setattr(mean_field, "NEURONS", int(most * N))
+            small.setattr(batching.in_blocks, "__defaults__", (int(most * N * N),))
             chex.assert_trees_all_close(all_of_it(*case), whole, atol=1e-9)
         jax.clear_caches()
-    assert [problem._blocks(6, 2), problem._blocks(7, 2), problem._blocks(6, 1)] == [
-        (3, 2),
-        (4, 2),
-        (6, 1),
-    ]
+    cut = [batching._equal_blocks(*case) for case in ((6, 2), (7, 2), (6, 1))]
+    assert cut == [(3, 2), (4, 2), (6, 1)]
 
 
 def test_nan_stays_in_its_group():

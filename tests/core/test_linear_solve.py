@@ -8,7 +8,9 @@ from ibnn_jax.core.linear_solve import conjugate_gradient
 
 
 def systems(weight):
-    """A [G, n, n], b [G, n] and 1 / the diagonal: A = D + K diag(weight) is symmetric in the inner product of the weights."""
+    """A [G, n, n], b [G, n] and 1 / the diagonal: A = D + K diag(weight) is symmetric
+    in the inner product of the weights.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, weight.shape[-1]))
     kernel = 1 / np.cosh(x[:, :, None] - x[:, None, :]) ** 2

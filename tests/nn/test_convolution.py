@@ -1,4 +1,6 @@
-"""canonical_convolution is lax.conv_general_dilated, gradients included, wherever it stands."""
+"""canonical_convolution is lax.conv_general_dilated, gradients included, wherever it
+stands.
+"""
 
 import jax
 import jax.numpy as jnp

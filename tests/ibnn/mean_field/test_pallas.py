@@ -1,4 +1,6 @@
-"""The GPU kernels of small groups: interpreted here, and lowered for CUDA, which needs no GPU."""
+"""The GPU kernels of small groups: interpreted here, and lowered for CUDA, which needs
+no GPU.
+"""
 
 from functools import partial
 
@@ -8,8 +10,7 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax import kernels
-from ibnn_jax.solvers import meanfield
+from ibnn_jax.ibnn.mean_field import pallas, solver
 
 COUPLING = ib.Uniform((-1,))
 
@@ -56,9 +57,9 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
 
     def interpreted(f, *arrays):
         lengths.append(arrays[0].shape[-1])
-        return kernels.kernel(f, *arrays, interpret=True)
+        return pallas.kernel(f, *arrays, interpret=True)
 
-    monkeypatch.setattr(meanfield, "per_group", interpreted)
+    monkeypatch.setattr(solver, "per_group", interpreted)
     for found, expected in zip(both(*arguments(), cells=(15, 63)), loops):
         np.testing.assert_allclose(
             found, expected, rtol=1e-3, atol=1e-4
@@ -77,12 +78,12 @@ def test_on_cuda_both_solvers_are_kernels(monkeypatch, cells, attempts):
 def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     arctan = ib.Sigma(jnp.arctan, lambda t: t * jnp.arctan(t) - jnp.log1p(t * t) / 2)
-    for coupling, solver in [
+    for coupling, option in [
         (ib.Uniform((-1,), arctan), ib.MeanField()),
         (COUPLING, ib.MeanField(kernels=False)),
     ]:
         solve = partial(
-            ib.implicit_bias, lam=-0.5, p=10.0, coupling=coupling, solver=solver
+            ib.implicit_bias, lam=-0.5, p=10.0, coupling=coupling, solver=option
         )
         assert "ibnn_newton" not in lowered_for_cuda(solve, arguments()[0])
 
@@ -91,13 +92,11 @@ def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
     def twice(x):
         return 2 * jnp.cumsum(x, -1)  # no kernel could do this
 
-    assert kernels.per_group(twice, jnp.ones((3, 32)))[0, -1] == 64
+    assert pallas.per_group(twice, jnp.ones((3, 32)))[0, -1] == 64
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert kernels.per_group(twice, jnp.ones((3, 31)))[0, -1] == 62
-    assert kernels.per_group(twice, jnp.ones((3, 256)))[0, -1] == 512
+    assert pallas.per_group(twice, jnp.ones((3, 31)))[0, -1] == 62
+    assert pallas.per_group(twice, jnp.ones((3, 256)))[0, -1] == 512
     assert (
-        jax.jit(lambda x: kernels.per_group(lambda x: 2 * x, x))(
-            jnp.ones((3, 32))
-        ).sum()
+        jax.jit(lambda x: pallas.per_group(lambda x: 2 * x, x))(jnp.ones((3, 32))).sum()
         == 192
     )  # a CPU beside a GPU

@@ -1,4 +1,6 @@
-"""The quadrature and the interpolation that MeanField rests on, against sums over all points."""
+"""The quadrature and the interpolation that MeanField rests on, against sums over all
+points.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,9 @@ def test_the_defect_is_at_least_three_fifths_of_what_a_quartic_costs(x, cells):
 
 
 def test_the_defect_is_three_fifths_of_that_where_the_bound_is_met(cells):
-    """Neurons as far from the left end of their cell as others from the right: Cauchy and Schwarz with equality."""
+    """Neurons as far from the left end of their cell as others from the right: Cauchy
+    and Schwarz with equality.
+    """
     x = cells.nodes[:, 2:3] + cells.step * jnp.array([[0.2, 0.8] * 20])
     rule = quadrature(x, cells)
     np.testing.assert_allclose(
@@ -71,7 +75,9 @@ def test_neurons_on_a_point_have_no_defect(cells):
 
 
 def test_weights_of_neurons_next_to_an_end_add_up():
-    """In float32 the place and the weight of an inner point there are differences of numbers that are all but equal."""
+    """In float32 the place and the weight of an inner point there are differences of
+    numbers that are all but equal.
+    """
     x = jnp.linspace(1e-5, 3e-3, 400, dtype=jnp.float32)[
         :, None
     ]  # how far from an end, in cells

@@ -1,4 +1,6 @@
-"""Every solver against reference solutions, on hard inputs, past the uniqueness bound, and as part of the loop."""
+"""Every solver against reference solutions, on hard inputs, past the uniqueness bound,
+and as part of the loop.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,8 @@ from ibnn_jax import (
     Uniform,
     Window,
 )
-from ibnn_jax.core.iterate import collapsed_start, iterate
-from ibnn_jax.ibnn.equation import Problem, bind
+from ibnn_jax.ibnn.equation import IBNNProblem
+from ibnn_jax.ibnn.layout import bind
 from ibnn_jax.solvers import from_jaxopt
 from ibnn_jax.solvers.anderson import _solve
 
@@ -26,9 +28,11 @@ pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 SOLVERS = [Picard(), GradientDescent(), Anderson(), Broyden(), Newton()]
 solvers = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-run = jax.jit(
-    iterate, static_argnames=("solver", "tol", "max_steps", "trace", "unrolled")
-)
+
+
+def run(solver, problem, **options):
+    return ibnn_jax.core.solve(problem, solver, **options)
+
 
 SIDE = 6
 N = SIDE * SIDE
@@ -61,7 +65,9 @@ def inputs(n):
 
 
 def grid(coupling, y, lams, ps, dtype=np.float64):
-    """All combinations as the groups of one problem; "bound" stands for 0.9 of the uniqueness bound."""
+    """All combinations as the groups of one problem; "bound" stands for 0.9 of the
+    uniqueness bound.
+    """
     coupling = COUPLINGS[coupling]
     shape = (SIDE, SIDE) if isinstance(coupling, Window) else y[0].shape
     op = coupling.bind(shape)
@@ -72,7 +78,7 @@ def grid(coupling, y, lams, ps, dtype=np.float64):
         for p in ps
     ]
     y, lam, p = (np.array(x, dtype) for x in zip(*cases))
-    return Problem(
+    return IBNNProblem(
         jnp.asarray(y), jnp.asarray(lam)[:, None], jnp.asarray(p)[:, None], op
     )
 
@@ -132,7 +138,8 @@ def test_reference_solutions_in_float32(golden, solver):
 
 # --- hard inputs
 
-# The most steps to 1e-9 for any case of the hard grid, with some room; they belong to wide y, lam = -20 or -5, p = 30.
+# The most steps to 1e-9 for any case of the hard grid, with some room; they belong to
+# wide y, lam = -20 or -5, p = 30.
 MOST_STEPS = {
     "Picard": 2500,
     "GradientDescent": 1000,
@@ -187,7 +194,9 @@ def test_a_claim_of_convergence_in_float32_is_right(solver):
 
 
 def test_a_common_shift_costs_no_accuracy_in_float32():
-    """The equation knows differences only, so y + c has the solution z + c, also where |lam| p magnifies rounding."""
+    """The equation knows differences only, so y + c has the solution z + c, also where
+    |lam| p magnifies rounding.
+    """
     y = np.random.default_rng(3).normal(size=(8, 196)).astype(np.float32)
     plain, shifted = (
         ibnn_jax.solve(x, -20.0, 30.0, Uniform((-1,)), solver=Newton())
@@ -265,7 +274,7 @@ def test_non_finite_groups_are_isolated(solver):
     broken = np.isin(np.arange(len(y)), [0, 1, 2, 5, 6])
     found = run(
         solver,
-        Problem(*map(jnp.asarray, (y, lam, p)), clean.op),
+        IBNNProblem(*map(jnp.asarray, (y, lam, p)), clean.op),
         tol=1e-9,
         max_steps=400,
     )
@@ -287,7 +296,7 @@ def test_trace(solver):
     assert stats.trace.shape == (len(problem.y), 301)
     np.testing.assert_allclose(
         stats.trace[:, 0],
-        true_residual(problem, collapsed_start(problem)),
+        true_residual(problem, problem.start()),
         rtol=1e-9,
         atol=1e-15,
     )
@@ -337,8 +346,9 @@ UNROLLED += [
     ids=lambda s: s if isinstance(s, str) else type(s).__name__,
 )
 def test_gradient_through_the_iterations(golden_of, solver, steps):
-    """Right where z converged, except that the derivative may lag: a little in Anderson's combinations, and in tied
-    neurons (seed 2, finite only), where z stops before the derivative that parts them is there."""
+    """Right where z converged, except that the derivative may lag: a little in
+    Anderson's combinations, and in tied neurons (seed 2, finite only), where z stops
+    before the derivative that parts them is there."""
     golden = golden_of("dense_D16")
     if isinstance(solver, str):
         pytest.importorskip("jaxopt")
@@ -349,8 +359,9 @@ def test_gradient_through_the_iterations(golden_of, solver, steps):
     def gradient(y, lam, p):
         def loss(y, lam, p):
             problem, layout = bind(y, lam, p, golden.coupling)
-            z, _, stats = iterate(
-                solver, problem, tol=1e-13, max_steps=steps, unrolled=True
+            unrolled = ibnn_jax.Unrolled(steps)
+            z, _, stats = ibnn_jax.core.fixed_point(
+                problem, solver, unrolled, tol=1e-13
             )
             return (layout.from_groups(z) * v).sum(), layout.per_group(stats.converged)
 
@@ -374,16 +385,18 @@ def test_gradient_through_the_iterations(golden_of, solver, steps):
     ids=lambda s: type(s).__name__,
 )
 def test_gradients_through_the_iterations_stay_finite(solver):
-    """Constant and tied groups, groups converged at the start, and steps left over after convergence."""
+    """Constant and tied groups, groups converged at the start, and steps left over
+    after convergence.
+    """
     y = inputs(N)
     problem = grid("uniform", [y["constant"], y["ties"]], (-2.0, 0.0, 0.02, 1.0), (10,))
 
     @jax.jit
     @jax.grad
     def gradient(problem):
-        return (
-            iterate(solver, problem, tol=1e-9, max_steps=30, unrolled=True).value ** 2
-        ).sum()
+        unrolled = ibnn_jax.Unrolled(30)
+        found = ibnn_jax.core.fixed_point(problem, solver, unrolled, tol=1e-9)
+        return (found.value**2).sum()
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(problem)))
 

@@ -1,4 +1,6 @@
-"""Gradients of the solution against exact ones and finite differences, for every differentiable argument."""
+"""Gradients of the solution against exact ones and finite differences, for every
+differentiable argument.
+"""
 
 from functools import partial
 
