@@ -1,5 +1,7 @@
 """A training step inside a scan over steps and a vmap over seeds, as `train` runs it: the convolution, and the price of an IBNN."""
 
+from functools import partial
+
 import jax
 import optax
 from flax import nnx
@@ -62,8 +64,7 @@ def _epoch(name, lam, convolution, keys):
             10,
             layers=layers,
             channels=channels,
-            implicit=lam is not None,
-            lam=lam,
+            neuron=None if lam is None else partial(ibnn_jax.ImplicitBias, lam=lam),
             conv_general_dilated=convolution,
             rngs=nnx.Rngs(key),
         )

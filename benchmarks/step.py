@@ -1,6 +1,7 @@
 """The training step of an IBNN over that of its standard twin, and where the difference goes."""
 
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +85,7 @@ def _network(name, lams, batch, seeds, warmup, repetitions):
         10,
         layers=layers,
         channels=channels,
-        implicit=implicit,
-        lam=lam,
+        neuron=partial(ibnn_jax.ImplicitBias, lam=lam) if implicit else None,
         rngs=nnx.Rngs(key),
     )
     keys = jax.random.split(jax.random.key(0), seeds)

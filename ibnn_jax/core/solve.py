@@ -130,7 +130,7 @@ def check_steps(name: str, steps) -> int | None:
 
 
 def _plain(number):
-    """A Python number from one of numpy or a concrete one of JAX; others as they are."""
+    """A Python number from a concrete one of numpy or JAX; others as they are."""
     if isinstance(number, jax.core.Tracer) or not hasattr(number, "item"):
         return number
     return number.item() if number.ndim == 0 else number

@@ -122,8 +122,9 @@ class Window:
 class Dense:
     """Any symmetric, non-negative w [n, n] over the last axis of y.
 
-    Differentiable in w: a pytree with the leaf w, which passes through jit, grad, vmap and `jax.tree.map`.
-    Checked, and copied, when built from concrete values; a traced w is taken as it is.
+    A pytree with the leaf w: it passes through jit, grad, vmap and `jax.tree.map`, and
+    is differentiable in w. Checked, and copied, when built from concrete values; a
+    traced w is taken as it is.
 
     Args:
         w: real, in float32 or float64; half precision and integers are converted.

@@ -55,6 +55,10 @@ class Sigma:
         return lambda t: jax.jvp(lower, (t,), (jnp.ones_like(t),))[1]
 
 
+def _tanh(t):  # jnp.tanh itself cannot be pickled
+    return jnp.tanh(t)
+
+
 def _log_cosh(t):
     # log(cosh t) without overflow: |t| + log((1 + exp(-2|t|)) / 2).
     a = jnp.abs(t)
@@ -78,7 +82,7 @@ def _inside(t):
     return (jnp.abs(t) < 1).astype(t.dtype)
 
 
-tanh = Sigma(jnp.tanh, _log_cosh, _sech2, positive_definite=True)
+tanh = Sigma(_tanh, _log_cosh, _sech2, positive_definite=True)
 """sigma(t) = tanh(t), S(t) = log cosh t: the paper's choice (Eqs. 13, 14)."""
 
 hard_tanh = Sigma(_clip, _huber, _inside, smooth=False)

@@ -115,7 +115,7 @@ class ImplicitBias(nnx.Module):
         return Dense.unchecked(self.w[...], self._sigma, self.w_negative[...])
 
     def _set_coupling(self, coupling: Coupling, train_w: bool) -> None:
-        """w and what the bound needs of its eigenvalues are variables, for nnx.state."""
+        """w, and what the bound needs of its eigenvalues, become variables."""
         self._fixed, self._sigma = nnx.static(None), nnx.static(coupling.sigma)
         self.w, self.w_negative = nnx.data(None), nnx.data(None)
         if not isinstance(coupling, Dense):

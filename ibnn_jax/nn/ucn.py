@@ -205,7 +205,8 @@ def transfer(sm: UCN, ibnn: UCN) -> None:
     """
     if len(sm.blocks) != len(ibnn.blocks):
         raise ValueError(
-            f"transfer: the networks have {len(sm.blocks)} and {len(ibnn.blocks)} layers"
+            f"transfer: the networks have {len(sm.blocks)} and {len(ibnn.blocks)} "
+            "layers"
         )
     pairs = [(sm.head, ibnn.head)]
     for a, b in zip(sm.blocks, ibnn.blocks):

@@ -1,5 +1,7 @@
 """PGD on functions whose worst change is known, and on small networks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +113,13 @@ def test_the_gradient_goes_through_the_implicit_layer(case):
 
     import ibnn_jax
 
-    model = ibnn_jax.UCN((3, 4, 1), 3, lam=-0.5, kernel_size=3, rngs=nnx.Rngs(0))
+    model = ibnn_jax.UCN(
+        (3, 4, 1),
+        3,
+        neuron=partial(ibnn_jax.ImplicitBias, lam=-0.5),
+        kernel_size=3,
+        rngs=nnx.Rngs(0),
+    )
     for block in model.blocks:
         block.conv.kernel[...] *= 500
     model.head.kernel[...] *= 500
