@@ -16,7 +16,7 @@ from train.experiments.harness.statistics import curve
 from train.experiments.harness.study import Study
 
 if TYPE_CHECKING:
-    from ibnn_jax.couplings import Coupling
+    from ibnn_jax.ibnn.couplings import Coupling
 
 TITLE = "Several solutions past the uniqueness bound (Discussion)"
 PAPER = (
@@ -90,21 +90,24 @@ def _descent(name: str) -> Callable:
 
     It finds stable solutions only.
     """
-    import jax
-
     import ibnn_jax
-    from ibnn_jax.iterate import iterate
-    from ibnn_jax.problem import bind
 
     coupling = _coupling(name)
     shape = (-1, SIDE, SIDE) if name == "window" else (-1, SIDE * SIDE)
 
     def descend(y, lam, start):
-        problem, _ = bind(y.reshape(shape), lam, P, coupling)
-        solver = ibnn_jax.GradientDescent()
-        return iterate(solver, problem, start, tol=TOLERANCE, max_steps=STEPS)
+        return ibnn_jax.solve(
+            y.reshape(shape),
+            lam,
+            P,
+            coupling,
+            solver=ibnn_jax.GradientDescent(),
+            start=start.reshape(shape),
+            tol=TOLERANCE,
+            max_steps=STEPS,
+        )
 
-    return jax.jit(descend)
+    return descend
 
 
 def _descend(
