@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-import ibnn_jax
+from ibnn_jax.ibnn.couplings import Uniform
+from ibnn_jax.ibnn.solve import solve
+from ibnn_jax.nn.ucn import UCN
 
 # A logit that moves by more than this share of what the trigger needs is noticed.
 VISIBLE = 0.01
@@ -94,7 +96,7 @@ def _neurons(x, directions, centre, threshold):
 
 
 def stealth(
-    model: "ibnn_jax.UCN",
+    model: UCN,
     neuron: StealthNeuron,
     trigger: Float[Array, "H W C"],
     images: Float[Array, "N H W C"],
@@ -134,7 +136,7 @@ def stealth(
 
 def _check(model):
     layer = model.blocks[0].implicit
-    if layer is not None and layer.coupling != ibnn_jax.Uniform((-3, -2)):
+    if layer is not None and layer.coupling != Uniform((-3, -2)):
         raise ValueError(
             "stealth needs a first layer that couples the pixels of each map, "
             f"Uniform((-3, -2)); got {layer.coupling}"
@@ -151,11 +153,11 @@ def _hidden(model, neuron, x):
         return block.norm(jax.nn.relu(y)), jax.nn.relu(response)
     first_map = jnp.concatenate([y[..., 0].reshape(len(y), -1), response[:, None]], 1)
     n = first_map.shape[1] - 1
-    z = ibnn_jax.solve(
+    z = solve(
         first_map,
         layer.lam[...] * (n + 1) / n,  # the weights stay 1 / n with n + 1 neurons
         layer.p,
-        ibnn_jax.Uniform((-1,)),
+        Uniform((-1,)),
         solver=layer.solver,
         tol=layer.tol,
         max_steps=layer.max_steps,

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-import ibnn_jax
+from ibnn_jax.nn.ucn import UCN
 
 
 def hidden_margins(
-    model: "ibnn_jax.UCN", images: Float[Array, "N H W C"], labels: Int[Array, "N"]
+    model: UCN, images: Float[Array, "N H W C"], labels: Int[Array, "N"]
 ) -> Float[Array, "N"]:
     """How far the hidden activations of each image are from the nearest wrong class.
 

@@ -128,7 +128,8 @@ def test_wrong_arguments():
         attacks.informed_stealth_neurons(triggers, triggers, threshold=1.0)
     with pytest.raises(ValueError, match="ridge positive"):
         attacks.informed_stealth_neurons(triggers, triggers, ridge=0.0)
-    model = ib.UCN(SHAPE, CLASSES, coupling=ib.Uniform((-1,)), rngs=nnx.Rngs(0))
+    pixelwise = functools.partial(ib.ImplicitBias, coupling=ib.Uniform((-1,)))
+    model = ib.UCN(SHAPE, CLASSES, neuron=pixelwise, rngs=nnx.Rngs(0))
     neuron = jax.tree.map(lambda x: x[0], attacks.stealth_neurons(triggers))
     with pytest.raises(ValueError, match="couples the pixels of each map"):
         attacks.stealth(model, neuron, triggers[0], triggers)

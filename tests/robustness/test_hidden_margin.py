@@ -14,7 +14,7 @@ SHAPE, CLASSES = (5, 5, 1), 4
 
 def network(layers=1):
     model = ib.UCN(
-        SHAPE, CLASSES, layers=layers, channels=2, implicit=False, rngs=nnx.Rngs(0)
+        SHAPE, CLASSES, layers=layers, channels=2, neuron=None, rngs=nnx.Rngs(0)
     )
     for block in model.blocks:
         block.conv.kernel[...] *= 300

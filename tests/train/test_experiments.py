@@ -121,7 +121,7 @@ def test_transfer_promises_nothing_for_deep_networks(layers):
     import ibnn_jax
     from train.experiments import transfer
 
-    model = ibnn_jax.UCN((4, 4, 1), 3, layers=layers, implicit=False, rngs=nnx.Rngs(0))
+    model = ibnn_jax.UCN((4, 4, 1), 3, layers=layers, neuron=None, rngs=nnx.Rngs(0))
     model.eval()
     images, labels = np.ones((2, 4, 4, 1), np.float32), np.array([0, 1])
     promised = transfer.promised(model, images, labels, -0.1)

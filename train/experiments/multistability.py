@@ -16,7 +16,7 @@ from train.experiments.harness.statistics import curve
 from train.experiments.harness.study import Study
 
 if TYPE_CHECKING:
-    from ibnn_jax.ibnn.couplings import Coupling
+    from ibnn_jax import Dense, Uniform, Window
 
 TITLE = "Several solutions past the uniqueness bound (Discussion)"
 PAPER = (
@@ -72,7 +72,7 @@ def _input(seed: int) -> np.ndarray:
 
 
 @functools.cache
-def _coupling(name: str) -> "Coupling":
+def _coupling(name: str) -> "Dense | Uniform | Window":
     """The coupling of the neurons, along the last axis or the last two."""
     from ibnn_jax import Dense, Uniform, Window
 
