@@ -1,4 +1,4 @@
-"""Adversarial attacks as pure functions on any logits function: they jit, and vmap over networks."""
+"""Adversarial attacks as pure functions on any network: they jit, and vmap."""
 
 from ibnn_jax.attacks.attacked import Attacked
 from ibnn_jax.attacks.pgd import pgd

@@ -1,4 +1,4 @@
-"""What an attack returns, and which of two versions of an image is the worse one for the network."""
+"""What an attack returns, and which of two versions of an image is the worse one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,33 +10,57 @@ from jaxtyping import Bool, Float, Int
 
 
 class Attacked(NamedTuple):
-    """The worst version of every image that was found."""
+    """The worst version of every image that was found.
+
+    images: of the shape and dtype of the clean ones.
+    loss: the cross-entropy there. It is not finite only where no version of the image
+        has a finite one, and NaN where the label is not one of the classes.
+    fooled: whether the prediction there is not the label. True for clean images that
+        are misclassified already, and False where the loss is not finite.
+    """
 
     images: Float[Array, "N ..."]
-    loss: Float[
-        Array, "N"
-    ]  # cross-entropy there; not finite only where no version of the image has a finite one
-    fooled: Bool[
-        Array, "N"
-    ]  # the prediction there is not the label (clean images already misclassified included)
+    loss: Float[Array, "N"]
+    fooled: Bool[Array, "N"]
+
+
+def cross_entropy(
+    scores: Float[Array, "N classes"], labels: Int[Array, "N"]
+) -> Float[Array, "N"]:
+    """-log p(label), one per row; NaN where the label is not one of the classes."""
+    known = (labels >= 0) & (labels < scores.shape[1])
+    labels = jnp.where(known, labels, 0)
+    loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    return jnp.where(known, loss, jnp.nan)
 
 
 def judge(
-    logits: Callable[[Array], Array],
+    scores: Callable[[Array], Array],
     images: Float[Array, "N ..."],
     labels: Int[Array, "N"],
 ) -> Attacked:
-    """One evaluation of the network. A non-finite loss fools nobody: it is a broken network, not a success."""
-    scores = logits(images)
-    loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    return Attacked(images, loss, (scores.argmax(-1) != labels) & jnp.isfinite(loss))
+    """One evaluation of the network.
+
+    A loss that is not finite fools nobody: it is a broken network, not a success.
+    """
+    logits = scores(images)
+    loss = cross_entropy(logits, labels)
+    wrong = logits.argmax(-1).astype(labels.dtype) != labels
+    return Attacked(images, loss, wrong & jnp.isfinite(loss))
 
 
 def worse(a: Attacked, b: Attacked) -> Bool[Array, "N"]:
-    """Whether a is worse for the network than b: it fools it and b does not, or the loss decides. Never where a's is not finite."""
-    a_worse = (
-        (a.fooled & ~b.fooled)
-        | ((a.fooled == b.fooled) & (a.loss > b.loss))
-        | ~jnp.isfinite(b.loss)
-    )
-    return a_worse & jnp.isfinite(a.loss)
+    """Whether a is worse for the network than b.
+
+    It is if it fools the network and b does not; else the loss decides. A version
+    whose loss is not finite is never worse, and one that is finite always worse than
+    one that is not.
+    """
+    fools = a.fooled & ~b.fooled
+    costs = (a.fooled == b.fooled) & (a.loss > b.loss)
+    return (fools | costs | ~jnp.isfinite(b.loss)) & jnp.isfinite(a.loss)
+
+
+def untouched(images: Float[Array, "0 ..."]) -> Attacked:
+    """The result of an attack on no images."""
+    return Attacked(images, jnp.zeros(0, images.dtype), jnp.zeros(0, bool))

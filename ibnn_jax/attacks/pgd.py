@@ -1,16 +1,26 @@
-"""Projected gradient descent: the strongest small change of the images that a few gradient steps find."""
+"""Projected gradient descent: the worst small change that a few gradient steps find."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax import Array
 from jaxtyping import Float, Int
 
-from ibnn_jax.attacks.attacked import Attacked, judge, worse
+from ibnn_jax.attacks import checks
+from ibnn_jax.attacks.attacked import (
+    Attacked,
+    cross_entropy,
+    judge,
+    untouched,
+    worse,
+)
+from ibnn_jax.attacks.ball import L2, Ball, Linf
+from ibnn_jax.attacks.network import Network, classes, trace, trace_scores
 from ibnn_jax.core.batching import select
+
+NORMS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
 
 
 def pgd(
@@ -30,93 +40,118 @@ def pgd(
 ) -> Attacked:
     """Maximise the cross-entropy within eps of each image, from random starts.
 
-    x <- project(x + step_size * direction(grad loss(x))): the sign of the gradient for L-inf, the unit gradient for L2;
-    the projection is onto the ball of radius eps around the image and onto the pixel range. Of the clean image and the
-    ends of all restarts, each image keeps one that fools the network, and among these the one of the highest loss.
+        x <- project(x + step_size * direction(grad loss(x)))
+
+    The direction is the sign of the gradient for L-inf and the unit gradient for L2.
+    The projection is onto the ball of radius eps around the image and onto the bounds.
+    Of the clean image and the ends of all restarts, each image keeps one that fools
+    the network, and among these the one of the highest loss.
+
+    A call compiles once for a network and shapes: the weights may change between calls.
+    The function logits is traced at each call.
 
     Args:
-        logits: images -> logits [N, classes], differentiable: the network whose gradient is followed.
-        images: within bounds. labels: integers.
+        logits: the network whose gradient is followed: images -> logits [N, classes],
+            differentiable, each row of its own image only. A Flax module must be in
+            evaluation mode.
+        images: floating, within bounds. Under a transformation, where their values are
+            not known, an image outside of them stays in its eps ball, and of the ball
+            uses what is within bounds.
+        labels: integers in 0..classes-1. Where their values are not known, an image of
+            another label stays clean, with a loss of NaN and fooled False.
         key: of the random starts; the attack is a deterministic function of it.
-        eps: radius, in units of pixel values; a traced scalar may be vmapped.
+        eps: radius, in units of pixel values. A traced one may be vmapped; where it is
+            negative or NaN the images stay clean.
         steps: gradient steps per restart.
         step_size: None takes 2.5 eps / steps (Madry et al.).
         norm: "linf" or "l2".
         restarts: independent random starts.
-        random_start: False starts at the images themselves, every time: more than one restart is then of no use.
-        target: the network that is to be fooled, if it is not the one whose gradient is followed: the paper's
-            surrogate attack follows the standard model to fool an IBNN.
-        bounds: smallest and largest pixel value.
+        random_start: False starts at the images themselves, every time: more than one
+            restart is then of no use.
+        target: the network to be fooled, if it is not the one whose gradient is
+            followed: the paper's surrogate attack follows the standard model to fool
+            an IBNN.
+        bounds: smallest and largest pixel value: two numbers, or two arrays that
+            broadcast against one image.
+
+    Returns:
+        `Attacked`: images, loss and fooled. Images keep their dtype, whatever that of
+        eps; they are within eps up to its rounding. No images give an empty result.
 
     Raises:
-        ValueError: another norm, steps or restarts less than 1, negative eps, labels that do not fit the images.
+        ValueError: an argument is not as described above, as far as its value is known.
 
-    Reference: Madry et al., Towards deep learning models resistant to adversarial attacks (2018); paper, Fig. 4.
+    Reference: Madry et al., Towards deep learning models resistant to adversarial
+    attacks (2018); paper, Fig. 4.
     """
-    if norm not in ("linf", "l2"):
-        raise ValueError(f'norm must be "linf" or "l2"; got {norm!r}')
-    if steps < 1 or restarts < 1:
+    images = checks.floating_array("images", images)
+    labels = checks.integer_labels(labels, images)
+    key = checks.random_key(key)
+    steps = checks.count("steps", steps)
+    restarts = checks.count("restarts", restarts)
+    eps = checks.scalar("eps", eps, images.dtype, positive=False)
+    if step_size is None:
+        step_size = 2.5 * eps / steps
+    else:
+        step_size = checks.scalar("step_size", step_size, images.dtype, positive=True)
+    low, high = checks.within_bounds(images, bounds)
+    ball = NORMS[checks.one_of("norm", norm, tuple(NORMS))](images, eps, low, high)
+    if len(images) == 0:
+        return untouched(images)
+    followed = trace_scores("logits", logits, images)
+    scores = followed if target is None else trace_scores("target", target, images)
+    if classes(followed) != classes(scores):
         raise ValueError(
-            f"steps and restarts must be at least 1; got {steps} and {restarts}"
+            "logits and target must have the same classes; got "
+            f"{classes(followed)} and {classes(scores)}"
         )
-    if not isinstance(eps, jax.core.Tracer) and (np.asarray(eps) < 0).any():
-        raise ValueError(f"eps must not be negative; got {eps}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"labels must have one entry per image; got {labels.shape} for images {images.shape}"
-        )
-    target = logits if target is None else target
-    step_size = 2.5 * eps / steps if step_size is None else step_size
-    axes = tuple(range(1, images.ndim))
+    labels = checks.class_labels(labels, classes(scores))
+    gradient = _trace_gradient(logits, images, labels)
+    return _attack(
+        gradient,
+        scores,
+        ball,
+        labels,
+        key,
+        step_size,
+        steps=steps,
+        restarts=restarts,
+        random_start=bool(random_start),
+    )
 
-    def cross_entropy(scores):
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
 
-    def length(d):
-        return jnp.sqrt((d**2).sum(axes, keepdims=True))
+def _trace_gradient(logits, images, labels) -> Network:
+    """images, labels -> gradient of each image's loss."""
 
-    def project(x):
-        change = x - images
-        if norm == "linf":
-            change = jnp.clip(change, -eps, eps)
-        else:
-            change = change * jnp.minimum(1, eps / jnp.maximum(length(change), 1e-12))
-        # Cutting to the pixel range shortens the change: the images themselves are within it.
-        return jnp.clip(images + change, *bounds)
+    def loss(images, labels):
+        return cross_entropy(logits(images), labels).sum()
 
-    def start(key):
-        if norm == "linf":
-            return project(
-                images
-                + jax.random.uniform(key, images.shape, images.dtype, -1, 1) * eps
-            )
-        direction, radius = jax.random.split(key)
-        noise = jax.random.normal(direction, images.shape, images.dtype)
-        size = images[0].size
-        shrink = jax.random.uniform(
-            radius, (len(images),) + (1,) * len(axes), images.dtype
-        ) ** (1 / size)
-        return project(
-            images + eps * shrink * noise / jnp.maximum(length(noise), 1e-12)
-        )
+    return trace(jax.grad(loss), images, labels)
 
+
+@partial(jax.jit, static_argnames=("steps", "restarts", "random_start"))
+def _attack(
+    gradient: Network,
+    scores: Network,
+    ball: Ball,
+    labels: Int[Array, "N"],
+    key: Array,
+    step_size: Float[Array, ""],
+    *,
+    steps: int,
+    restarts: int,
+    random_start: bool,
+) -> Attacked:
     def ascend(x, _):
-        gradient = jax.grad(lambda x: cross_entropy(logits(x)).sum())(x)
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-        if norm == "linf":
-            direction = jnp.sign(gradient)
-        else:
-            direction = gradient / jnp.maximum(length(gradient), 1e-12)
-        return project(x + step_size * direction), None
+        uphill = gradient(x, labels)
+        uphill = jnp.where(jnp.isfinite(uphill), uphill, 0)
+        return ball.project(x + step_size * ball.direction(uphill)), None
 
     def attempt(best, key):
-        x, _ = jax.lax.scan(
-            ascend, start(key) if random_start else images, None, length=steps
-        )
-        tried = judge(target, x, labels)
+        start = ball.sample(key) if random_start else ball.centre
+        x, _ = jax.lax.scan(ascend, start, None, length=steps)
+        tried = judge(scores, x, labels)
         return select(worse(tried, best), tried, best), None
 
-    best, _ = jax.lax.scan(
-        attempt, judge(target, images, labels), jax.random.split(key, restarts)
-    )
-    return best
+    clean = judge(scores, ball.centre, labels)
+    return jax.lax.scan(attempt, clean, jax.random.split(key, restarts))[0]

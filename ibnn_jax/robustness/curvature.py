@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.attacks import checks
+
 
 def input_curvature(
     loss: Callable[[Array], Float[Array, "N"]],
@@ -31,13 +33,24 @@ def input_curvature(
         One value per input.
 
     Raises:
-        ValueError: h is not positive, or probes is less than 1.
+        ValueError: an argument is not as described above; h is not positive, or probes
+            less than 1.
     """
-    if h <= 0 or probes < 1:
-        raise ValueError(
-            f"h must be positive and probes at least 1; got {h} and {probes}"
-        )
-    gradient = jax.grad(lambda x: loss(x).sum())
+    x = checks.floating_array("x", x)
+    key = checks.random_key(key)
+    h = checks.scalar("h", h, x.dtype, positive=True)
+    probes = checks.count("probes", probes)
+
+    def total(x):
+        losses = loss(x)
+        if losses.shape != x.shape[:1]:
+            raise ValueError(
+                f"loss must return one value per input, [{len(x)}]; got shape "
+                f"{losses.shape}"
+            )
+        return losses.sum()
+
+    gradient = jax.grad(total)
     here = gradient(x)
 
     def probe(key):
@@ -61,7 +74,11 @@ def curvature_ratio(lam: float | Array, p: float | Array) -> Array:
 
     Returns:
         The ratio; NaN for lam p >= 1, where a flat z is not a stable solution.
+
+    Raises:
+        ValueError: p is known and not positive.
     """
+    checks.positive("p", p)
     shrink = jnp.asarray(1 - lam * p)
     return jnp.where(shrink > 0, shrink**-2, jnp.nan)
 
@@ -72,5 +89,9 @@ def predicted_curvature_ratio(lam: float | Array, p: float | Array) -> float | A
     It is meant for small lam and inputs in sigma's linear range: the first order in
     lam p of the exact `curvature_ratio`, (1 - lam p)^-2. From lam = -1 / p on it rises
     again, where the exact ratio keeps falling.
+
+    Raises:
+        ValueError: p is known and not positive.
     """
+    checks.positive("p", p)
     return (1 + lam * p) ** 2

@@ -4,6 +4,8 @@ import math
 
 from jax import Array
 
+from ibnn_jax.attacks import checks
+
 
 def transfer_margin(
     margin: float | Array, lam: float | Array, n: int, groups: int = 1
@@ -29,7 +31,7 @@ def transfer_margin(
         The distance of the classes after; negative where nothing is promised.
 
     Raises:
-        ValueError: n or groups is less than 1.
+        ValueError: n or groups is not an integer, at least 1.
     """
     _check(n, groups)
     return margin - 2 * abs(lam) * math.sqrt(groups * (n * n - 1) / (3 * n))
@@ -43,12 +45,12 @@ def paper_transfer_margin(
     It takes every B_i to be 1; `transfer_margin` is sharper. The arguments are its.
 
     Raises:
-        ValueError: n or groups is less than 1.
+        ValueError: n or groups is not an integer, at least 1.
     """
     _check(n, groups)
     return margin - 2 * abs(lam) * math.sqrt(groups * n)
 
 
 def _check(n, groups):
-    if n < 1 or groups < 1:
-        raise ValueError(f"n and groups must be at least 1; got {n} and {groups}")
+    checks.count("n", n)
+    checks.count("groups", groups)

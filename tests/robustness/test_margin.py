@@ -35,12 +35,3 @@ def test_the_papers_margin_is_weaker_by_the_root_of_3():
     assert paper < sharper < 1
     np.testing.assert_allclose(paper, 1 - 0.02 * np.sqrt(3 * 784))
     np.testing.assert_allclose((1 - paper) / (1 - sharper), np.sqrt(3), rtol=1e-6)
-
-
-@pytest.mark.parametrize("sizes", [(0, 1), (4, 0), (-1, 1)])
-@pytest.mark.parametrize(
-    "function", [robustness.transfer_margin, robustness.paper_transfer_margin]
-)
-def test_sizes_below_1_are_refused(function, sizes):
-    with pytest.raises(ValueError, match="at least 1"):
-        function(1.0, -0.1, *sizes)

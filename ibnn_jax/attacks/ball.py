@@ -1,0 +1,116 @@
+"""The changes of the images that an attack may make: within eps, within the bounds."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+FIELDS = ["centre", "eps", "low", "high"]
+TINY = 1e-12  # lengths below this one are not divided by
+
+
+@dataclass(frozen=True)
+class Ball(ABC):
+    """The images within eps of the clean ones, and within the bounds.
+
+    Where a clean image lies outside of the bounds the two may have nothing in common;
+    the ball comes first then, and the nearest place to the bounds in it is taken.
+
+    centre: the clean images [N, ...]. eps: the radius, a scalar; a negative or NaN one
+    counts as 0. low, high: the bounds, of the rank of the images.
+    """
+
+    centre: Float[Array, "N ..."]
+    eps: Float[Array, ""]
+    low: Float[Array, "..."]
+    high: Float[Array, "..."]
+
+    @property
+    def radius(self) -> Float[Array, ""]:
+        return jnp.where(self.eps > 0, self.eps, 0)
+
+    @abstractmethod
+    def project(self, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """Images near x that may be used."""
+
+    @abstractmethod
+    def sample(self, key: Array) -> Float[Array, "N ..."]:
+        """Random images, uniform in the ball before they are projected."""
+
+    @abstractmethod
+    def direction(self, gradient: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """The change of size 1 that raises the loss most."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
+@dataclass(frozen=True)
+class Linf(Ball):
+    """No pixel changes by more than eps."""
+
+    def project(self, x):
+        smallest, largest = self.centre - self.radius, self.centre + self.radius
+        low = jnp.clip(self.low, smallest, largest)
+        high = jnp.clip(self.high, smallest, largest)
+        return jnp.clip(x, low, high)
+
+    def sample(self, key):
+        shape, dtype = self.centre.shape, self.centre.dtype
+        noise = jax.random.uniform(key, shape, dtype, minval=-1, maxval=1)
+        return self.project(self.centre + self.radius * noise)
+
+    def direction(self, gradient):
+        return jnp.sign(gradient)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
+@dataclass(frozen=True)
+class L2(Ball):
+    """The Euclidean length of the change is at most eps."""
+
+    def project(self, x):
+        change = self._shorten(x - self.centre)
+        x = jnp.clip(self.centre + change, self.low, self.high)
+        # An image within the bounds is done: the clip has shortened its change. Any
+        # other one goes to the nearest place within the bounds, and on towards x, as
+        # far as the ball allows.
+        inside = jnp.clip(self.centre, self.low, self.high)
+        entry = self._shorten(inside - self.centre)
+        way = x - inside
+        x = self.centre + entry + self._share(entry, way) * way
+        low = jnp.minimum(self.low, self.centre)
+        return jnp.clip(x, low, jnp.maximum(self.high, self.centre))  # rounding
+
+    def _shorten(self, change):
+        return change * jnp.minimum(1, self.radius / _length(change))
+
+    def _share(self, entry, way):
+        """The largest t <= 1 with |entry + t way| <= eps."""
+        square = jnp.maximum(_dot(way, way), TINY)
+        along = _dot(entry, way)
+        left = jnp.maximum(self.radius**2 - _dot(entry, entry), 0)
+        return jnp.minimum(1, (jnp.sqrt(along**2 + square * left) - along) / square)
+
+    def sample(self, key):
+        shape, dtype = self.centre.shape, self.centre.dtype
+        direction, radius = jax.random.split(key)
+        noise = jax.random.normal(direction, shape, dtype)
+        pixels = self.centre[:1].size
+        lengths = shape[:1] + (1,) * (len(shape) - 1)
+        share = jax.random.uniform(radius, lengths, dtype) ** (1 / pixels)
+        return self.project(self.centre + self.radius * share * self.direction(noise))
+
+    def direction(self, gradient):
+        return gradient / _length(gradient)
+
+
+def _dot(a, b):
+    """The inner product of each image, [N, 1, ...]."""
+    return (a * b).sum(tuple(range(1, a.ndim)), keepdims=True)
+
+
+def _length(a):
+    return jnp.maximum(jnp.sqrt(_dot(a, a)), TINY)
