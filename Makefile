@@ -21,7 +21,7 @@ QUICK_TESTS = tests/test_equation.py tests/test_adjoint.py tests/test_kernels.py
 .PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/python -m train --dataset digits --model both --seeds 5 --epochs 40 \
+	$(VENV)/bin/python -m train --as-paper --dataset digits --model both --seeds 5 --epochs 40 \
 		--solver meanfield --out $(OUT)
 
 test: $(VENV)/ready

@@ -1,17 +1,29 @@
-"""Every option of a training run, its default and what it means; the command line is made from it."""
+"""Every option of a training run: default, meaning, limits, and what it changes.
 
-import argparse
+The command line is made from `Config`, so an option is written once, here.
+"""
+
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
-# The size the paper gives each data set, UCN(layers, channels); anything else gets UCN(1, 3).
+# The size the paper gives each data set, UCN(layers, channels); others get UCN(1, 3).
 PAPER_SIZES = {"fashion_mnist": (1, 3), "svhn_cropped": (2, 3), "cifar10": (3, 8)}
-DATASETS = ("digits", *PAPER_SIZES)
+# Height and width of the images of each data set.
+IMAGE_SIZES = {
+    "digits": (8, 8),
+    "mnist": (28, 28),
+    "fashion_mnist": (28, 28),
+    "svhn_cropped": (32, 32),
+    "cifar10": (32, 32),
+}
+DATASETS = tuple(IMAGE_SIZES)
 MODELS = ("sm", "ibnn", "both")
 SOLVERS = (
     "auto",
@@ -25,385 +37,406 @@ SOLVERS = (
 ADJOINTS = ("implicit", "unrolled", "phantom")
 CONSTRAINTS = ("unique", "nonpositive", "none")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+SCHEDULES = ("triangular", "constant", "cosine")
+TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
+GROUPS = ("data", "model", "solver", "training", "run")
+# JAX makes a key of 32 bits; a larger seed would repeat a smaller one's numbers.
+SEEDS = 2**32
 
 
-def option(default, help, choices=None):
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices}
-    )
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The values an option may take; ``text`` completes "must be ..."."""
+
+    text: str
+    holds: Callable[[typing.Any], bool]
+
+
+POSITIVE = Limit("positive", lambda v: v > 0)
+AT_LEAST_0 = Limit("at least 0", lambda v: v >= 0)
+AT_LEAST_1 = Limit("at least 1", lambda v: v >= 1)
+SHARE = Limit("in [0, 1]", lambda v: 0 <= v <= 1)
+POSITIVE_SHARE = Limit("in (0, 1]", lambda v: 0 < v <= 1)
+BELOW_1 = Limit("in [0, 1)", lambda v: 0 <= v < 1)
+A_SEED = Limit("in 0..2^32 - 1", lambda v: 0 <= v < SEEDS)
+NOT_EMPTY = Limit("a name, and not empty", lambda v: v.strip() != "")
+
+
+def option(
+    group: str,
+    default,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    limit: Limit | None = None,
+    changes_results: bool = True,
+    compiled: bool = False,
+    per_process: bool = False,
+):
+    """A field of `Config`.
+
+    Args:
+        group: heading under which --help shows it.
+        choices, limit: the values it may have.
+        changes_results: a run can be resumed only with the same value.
+        compiled: compiled functions depend on its value.
+        per_process: processes of one run may have different values.
+    """
+    metadata = {
+        "group": group,
+        "help": help,
+        "choices": choices,
+        "limit": limit,
+        "changes_results": changes_results,
+        "compiled": compiled,
+        "per_process": per_process,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run. Every value is checked here; a wrong one is a ValueError that says what would be right."""
+    """One training run.
 
-    dataset: str = option(
-        "digits",
-        f"data set: {', '.join(DATASETS)} or the path of an .npz file (see train/README.md)",
-    )
-    data_dir: str | None = option(
-        None,
+    Raises:
+        ValueError: a value is wrong, or two do not go together.
+    """
+
+    # fmt: off
+    dataset: str = option("data", "digits",
+        f"data set: {', '.join(DATASETS)} or the path of an .npz file")
+    data_dir: str | None = option("data", None,
         "where TFDS data sets lie; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
-    )
-    train_fraction: float = option(
-        1.0, "share of the training images to use, a random subset; in (0, 1]"
-    )
-    test_fraction: float = option(
-        1.0, "share of the test images to use, a random subset; in (0, 1]"
-    )
-    label_noise: float = option(
-        0.0, "share of the training labels replaced by a wrong one; in [0, 1]"
-    )
+        limit=NOT_EMPTY, changes_results=False, per_process=True)
+    train_fraction: float = option("data", 1.0,
+        "share of the training images to use, a random subset; in (0, 1]",
+        limit=POSITIVE_SHARE)
+    test_fraction: float = option("data", 1.0,
+        "share of the test images to use, a random subset; in (0, 1]",
+        limit=POSITIVE_SHARE)
+    val_fraction: float = option("data", 0.1,
+        "share of these training images set aside: the loss on them chooses the "
+        "epoch whose weights are kept; 0: the test set chooses", limit=BELOW_1)
+    as_paper: bool = option("data", False,
+        "as in the paper: train on all training images and let the test set choose the "
+        "epoch; --val-fraction is ignored")
+    label_noise: float = option("data", 0.0,
+        "share of the training labels replaced by a wrong one; in [0, 1]", limit=SHARE)
 
-    model: str = option(
-        "both",
+    model: str = option("model", "both",
         "standard model, implicit-bias network, or first one and then the other",
-        MODELS,
-    )
-    layers: int | None = option(
-        None, "blocks L of UCN(L, C); default: the paper's for the data set, else 1"
-    )
-    channels: int | None = option(
-        None, "channels C of UCN(L, C); default: the paper's for the data set, else 3"
-    )
-    p: float = option(10.0, "steepness of the coupling's tanh(p t)")
-    lam: float | None = option(
-        None, "initial lam of every layer; default: drawn from N(0, 1e-3)"
-    )
-    train_lam: bool = option(True, "train lam, or keep it at its initial value")
-    constraint: str = option(
-        "unique",
-        "bound on a trained lam, applied at the start and after every update: at most 0.95 of the bound "
-        "under which the solution is unique; at most 0; or none",
-        CONSTRAINTS,
-    )
-    coupling: str = option(
-        "channel",
-        "who is coupled: 'channel' (each map by itself, as in the paper), 'layer' (all maps of an "
-        "image), 'pixel' (the channels at one pixel), or a local window such as '5x5'",
-    )
-    solver: str = option(
-        "auto",
-        "solver of the implicit layers; auto: the library's choice, on CPUs with one attempt more where lam is "
-        "trained to its bound",
-        SOLVERS,
-    )
-    adjoint: str = option(
-        "implicit", "how the implicit layers are differentiated", ADJOINTS
-    )
-    retry: bool = option(
-        True,
-        "solve groups of neurons again, ever more exactly, where the mean-field solver misses its tolerance; else "
-        "they stay as they are and count as not converged, which keeps a lam past its bound affordable",
-    )
-    give_up: float = option(
-        0.01,
-        "relative residual of an adjoint solve past which its gradient is declared lost, and is NaN; a large "
-        "value goes on with what was found, as a free lam past the bound may need",
-    )
-    tol: float | None = option(None, "tolerance of the solver; default: the library's")
-    max_steps: int | None = option(
-        None, "most steps of the solver; default: the library's"
-    )
+        choices=MODELS, compiled=True)
+    layers: int | None = option("model", None,
+        "blocks L of UCN(L, C); default: the paper's for the data set, else 1",
+        limit=AT_LEAST_1, compiled=True)
+    channels: int | None = option("model", None,
+        "channels C of UCN(L, C); default: the paper's for the data set, else 3",
+        limit=AT_LEAST_1, compiled=True)
+    p: float = option("model", 10.0, "steepness of the coupling's tanh(p t)",
+        limit=POSITIVE, compiled=True)
+    lam: float | None = option("model", None,
+        "initial lam of every layer; default: drawn from N(0, 1e-3)", compiled=True)
+    train_lam: bool = option("model", True,
+        "train lam, or keep it at its initial value", compiled=True)
+    constraint: str = option("model", "unique",
+        "bound on a trained lam, applied at the start and after every update: at most "
+        "0.95 of the bound under which the solution is unique; at most 0; or none",
+        choices=CONSTRAINTS, compiled=True)
+    coupling: str = option("model", "channel",
+        "who is coupled: 'channel' (each map by itself, as in the paper), 'layer' (all "
+        "maps of an image), 'pixel' (the channels at one pixel), or a local window "
+        "such as '5x5'", compiled=True)
 
-    seeds: int = option(
-        5,
-        "networks trained side by side, each with its own initial weights and data order",
-    )
-    first_seed: int = option(
-        0,
-        "number of the first of them; a seed gives the same result alone or among others",
-    )
-    seed: int = option(0, "base seed: seed number i draws from fold_in(key(seed), i)")
-    epochs: int = option(80, "passes over the training images, warm-up not counted")
-    warmup_epochs: int = option(
-        2,
-        "epochs run before on the standard twin, with its own optimiser and schedule; its weights are "
-        "then handed over, to either model",
-    )
-    batch_size: int = option(
-        128,
-        "images per step; the last batch of an epoch is filled up with images of that epoch",
-    )
-    eval_batch_size: int = option(
-        500, "test images evaluated at once; does not change the results"
-    )
-    lr_min: float = option(0.001, "learning rate of the first and the last epoch")
-    lr_max: float = option(
-        0.01, "learning rate in the middle; linear in between, constant within an epoch"
-    )
-    momentum: float = option(0.9, "momentum of SGD")
-    clip_norm: float = option(
-        1.0, "largest norm of the whole gradient of a network; 0: no clipping"
-    )
-    precision: str = option(
-        "float32",
-        "arithmetic outside the solver: full float32 products; products in TF32 where the GPU has "
-        "it (a CPU has not); or everything but solver, loss and weights in bfloat16",
-        PRECISIONS,
-    )
-    devices: int | None = option(
-        None,
-        "devices to use; default: as many of those there are as the seeds divide over evenly",
-    )
-    data_devices: int = option(
-        1,
-        "how many of these share every batch; the seeds are spread over devices / data_devices",
-    )
-    distributed: bool = option(
-        False,
-        "one run of several processes; Slurm, Open MPI and TPU pods are found, elsewhere the next three "
-        "options are needed",
-    )
-    coordinator: str | None = option(
-        None, "HOST:PORT at which process 0 can be reached, with --distributed"
-    )
-    processes: int | None = option(
-        None, "how many processes there are, with --distributed"
-    )
-    process: int | None = option(None, "number of this one, from 0, with --distributed")
-    x64: bool = option(False, "weights and arithmetic in float64")
+    solver: str = option("solver", "auto",
+        "solver of the implicit layers; auto: the library's choice, on CPUs with one "
+        "attempt more where lam is trained to its bound", choices=SOLVERS,
+        compiled=True)
+    adjoint: str = option("solver", "implicit",
+        "how the implicit layers are differentiated", choices=ADJOINTS, compiled=True)
+    retry: bool = option("solver", True,
+        "solve groups of neurons again, ever more exactly, where the mean-field solver "
+        "misses its tolerance; else they stay as they are and count as not converged, "
+        "which keeps a lam past its bound affordable", compiled=True)
+    give_up: float = option("solver", 0.01,
+        "relative residual of an adjoint solve past which its gradient is declared "
+        "lost, and is NaN; a large value goes on with what was found, as a free lam "
+        "past the bound may need", limit=POSITIVE, compiled=True)
+    tol: float | None = option("solver", None,
+        "tolerance of the solver; default: the library's",
+        limit=POSITIVE, compiled=True)
+    max_steps: int | None = option("solver", None,
+        "most steps of the solver; default: the library's",
+        limit=AT_LEAST_1, compiled=True)
 
-    out: str | None = option(
-        None, "folder of the run; default: runs/ and a name made from the options"
-    )
-    checkpoint_seconds: float = option(
-        60.0, "least time between two checkpoints; 0: after every epoch"
-    )
-    quiet: bool = option(False, "print the final table only")
+    seeds: int = option("training", 5,
+        "networks trained side by side, each with its own initial weights and data "
+        "order", limit=AT_LEAST_1)
+    first_seed: int = option("training", 0,
+        "number of the first of them; a seed gives the same result alone or among "
+        "others", limit=AT_LEAST_0)
+    seed: int = option("training", 0,
+        "base seed: seed number i draws from fold_in(key(seed), i)", limit=A_SEED)
+    epochs: int = option("training", 80,
+        "passes over the training images, warm-up not counted", limit=AT_LEAST_1)
+    warmup_epochs: int = option("training", 2,
+        "epochs run before on the standard twin, with its own optimiser and schedule; "
+        "its weights are then handed over, to either model", limit=AT_LEAST_0)
+    batch_size: int = option("training", 128,
+        "images per step; the last batch of an epoch is filled up with images of that "
+        "epoch", limit=AT_LEAST_1, compiled=True)
+    eval_batch_size: int = option("training", 500,
+        "images evaluated at once; does not change the results",
+        limit=AT_LEAST_1, changes_results=False, compiled=True)
+    schedule: str = option("training", "triangular",
+        "learning rate: up from lr_min to lr_max and down again (the paper's); lr_max "
+        "throughout; or down from lr_max to lr_min along a cosine", choices=SCHEDULES)
+    lr_min: float = option("training", 0.001,
+        "lowest learning rate", limit=POSITIVE)
+    lr_max: float = option("training", 0.01,
+        "highest learning rate; rates are constant within an epoch", limit=POSITIVE)
+    momentum: float = option("training", 0.9, "momentum of SGD",
+        limit=BELOW_1, compiled=True)
+    clip_norm: float = option("training", 1.0,
+        "largest norm of the whole gradient of a network; 0: no clipping",
+        limit=AT_LEAST_0, compiled=True)
+    precision: str = option("training", "float32",
+        "arithmetic outside the solver: full float32 products; products in TF32 where "
+        "the GPU has it (a CPU has not); or everything but solver, loss and weights in "
+        "bfloat16", choices=PRECISIONS, compiled=True)
+    x64: bool = option("training", False, "weights and arithmetic in float64",
+        compiled=True)
 
-    # Fields that do not change the numbers, so a run may be resumed with others.
-    FREE: typing.ClassVar[tuple] = (
-        "out",
-        "data_dir",
-        "checkpoint_seconds",
-        "quiet",
-        "eval_batch_size",
-        "devices",
-        "data_devices",
-        "distributed",
-        "coordinator",
-        "processes",
-        "process",
-    )
-    # Fields that reach no compiled function, only its inputs (or nothing at all).
-    UNCOMPILED: typing.ClassVar[tuple] = (
-        "dataset",
-        "data_dir",
-        "train_fraction",
-        "test_fraction",
-        "label_noise",
-        "seeds",
-        "first_seed",
-        "seed",
-        "epochs",
-        "warmup_epochs",
-        "lr_min",
-        "lr_max",
-        "out",
-        "checkpoint_seconds",
-        "quiet",
-        "devices",
-        "data_devices",
-        "distributed",
-        "coordinator",
-        "processes",
-        "process",
-    )
-    # Fields that each process of one run may have its own value of.
-    OWN: typing.ClassVar[tuple] = ("process", "data_dir")
+    out: str | None = option("run", None,
+        "folder of the run; default: runs/ and a name made from the options",
+        limit=NOT_EMPTY, changes_results=False)
+    checkpoint_seconds: float = option("run", 60.0,
+        "least time between two checkpoints; 0: after every epoch",
+        limit=AT_LEAST_0, changes_results=False)
+    quiet: bool = option("run", False, "print the final table only",
+        changes_results=False)
+    tracker: str = option("run", "none",
+        "where metrics are sent besides the run's folder: TensorBoard event files, "
+        "MLflow, or Weights & Biases (offline unless WANDB_MODE says otherwise)",
+        choices=TRACKERS, changes_results=False)
+    compile_cache: str | None = option("run", None,
+        "folder in which JAX keeps compiled programs for later runs, or 'off'; "
+        "default: $JAX_COMPILATION_CACHE_DIR, else ibnn_jax in the user's cache folder",
+        limit=NOT_EMPTY, changes_results=False, per_process=True)
+    devices: int | None = option("run", None,
+        "devices to use; default: as many as there are and the seeds divide over "
+        "evenly", limit=AT_LEAST_1, changes_results=False)
+    data_devices: int = option("run", 1,
+        "how many of these share every batch; the seeds are spread over devices / "
+        "data_devices", limit=AT_LEAST_1, changes_results=False)
+    distributed: bool = option("run", False,
+        "one run of several processes; Slurm, Open MPI and TPU pods are found, "
+        "elsewhere the next three options are needed", changes_results=False)
+    coordinator: str | None = option("run", None,
+        "HOST:PORT at which process 0 can be reached, with --distributed",
+        changes_results=False)
+    processes: int | None = option("run", None,
+        "how many processes there are, with --distributed",
+        limit=AT_LEAST_1, changes_results=False)
+    process: int | None = option("run", None,
+        "number of this one, from 0, with --distributed",
+        limit=AT_LEAST_0, changes_results=False, per_process=True)
+    # fmt: on
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), _types(self)[field.name])
-            choices = field.metadata["choices"]
-            if choices and getattr(self, field.name) not in choices:
-                raise ValueError(
-                    f"{field.name} must be one of {', '.join(choices)}, not {getattr(self, field.name)!r}"
-                )
+            _check_field(field, getattr(self, field.name))
+        self._check_dataset()
+        self._check_coupling()
+        self._check_training()
+        self._check_addresses()
+
+    def _check_dataset(self) -> None:
         if self.dataset == "arrows":
             raise ValueError(
-                "dataset must be a set of images, and 'arrows' are points in the plane; train.data.arrows() makes them"
+                "dataset must be a set of images, and 'arrows' are points in the "
+                "plane; train.data.arrows() makes them"
             )
         if self.dataset not in DATASETS and not self.dataset.endswith(".npz"):
             raise ValueError(
-                f"dataset must be one of {', '.join(DATASETS)} or the path of an .npz file, not {self.dataset!r}"
+                f"dataset must be one of {', '.join(DATASETS)} or the path of an .npz "
+                f"file, not {self.dataset!r}{_did_you_mean(self.dataset, DATASETS)}"
             )
-        window = self.coupling.split("x")
-        if self.coupling not in ("channel", "layer", "pixel") and not (
-            len(window) == 2 and all(w.isdecimal() and int(w) for w in window)
-        ):
-            raise ValueError(
-                f"coupling must be channel, layer, pixel or a window such as 5x5, not {self.coupling!r}"
-            )
-        for name in ("train_fraction", "test_fraction"):
-            self._check(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
-        self._check("label_noise", 0 <= self.label_noise <= 1, "in [0, 1]")
-        for name in ("layers", "channels", "max_steps", "devices"):
-            self._check(
-                name,
-                getattr(self, name) is None or getattr(self, name) >= 1,
-                "at least 1",
-            )
-        for name in (
-            "seeds",
-            "epochs",
-            "batch_size",
-            "eval_batch_size",
-            "data_devices",
-        ):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "warmup_epochs",
-            "first_seed",
-            "seed",
-            "clip_norm",
-            "checkpoint_seconds",
-        ):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        addresses = [
-            name
-            for name in ("coordinator", "processes", "process")
-            if getattr(self, name) is not None
-        ]
-        if addresses and not (self.distributed and len(addresses) == 3):
-            raise ValueError(
-                "coordinator, processes and process must be given all three, and with distributed; distributed is "
-                f"{'on' if self.distributed else 'off'}, and there is {', '.join(addresses)}"
-            )
-        if addresses:
-            host, _, port = self.coordinator.rpartition(":")
-            self._check(
-                "coordinator",
-                host and port.isdecimal() and 0 < int(port) < 65536,
-                "HOST:PORT, such as node1:12345",
-            )
-            self._check("processes", self.processes >= 1, "at least 1")
-            self._check(
-                "process",
-                0 <= self.process < self.processes,
-                f"from 0 to processes - 1, {self.processes - 1}",
-            )
-        self._check("p", self.p > 0, "positive")
-        self._check("tol", self.tol is None or self.tol > 0, "positive")
-        self._check("give_up", self.give_up > 0, "positive")
-        self._check("lr_min", self.lr_min > 0, "positive")
-        self._check(
-            "lr_max", self.lr_max >= self.lr_min, f"at least lr_min, {self.lr_min}"
-        )
-        self._check(
-            "x64",
-            not self.x64 or self.precision == "float32",
-            f"off with precision {self.precision}",
-        )
-        self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
 
-    def _check(self, name, good, right):
-        if not good:
-            raise ValueError(f"{name} must be {right}, not {getattr(self, name)}")
+    def _check_coupling(self) -> None:
+        if self.window:
+            self.check_window(IMAGE_SIZES.get(self.dataset))
+            if self.solver == "meanfield":
+                raise ValueError(
+                    "solver meanfield takes couplings channel, layer and pixel, not "
+                    f"the window {self.coupling}; auto and newton take it"
+                )
+        if self.adjoint == "unrolled" and self.solver == "meanfield":
+            raise ValueError(
+                "adjoint unrolled differentiates the steps of a solver of the exact "
+                "equation, which meanfield is not; use solver newton or picard"
+            )
 
-    def resolved(self):
-        """The same run with every default that depends on the data set, and the folder, filled in."""
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(height, width) of a local coupling; None if the coupling is not local."""
+        if self.coupling in ("channel", "layer", "pixel"):
+            return None
+        sides = self.coupling.split("x")
+        if len(sides) != 2 or not all(s.isdecimal() and int(s) for s in sides):
+            raise ValueError(
+                "coupling must be channel, layer, pixel or a window such as 5x5, not "
+                f"{self.coupling!r}"
+            )
+        return int(sides[0]), int(sides[1])
+
+    def check_window(self, image_size: tuple[int, int] | None) -> None:
+        """Raise ValueError if a window coupling is larger than images of this size."""
+        if self.window and image_size:
+            if any(w > size for w, size in zip(self.window, image_size, strict=True)):
+                raise ValueError(
+                    f"coupling must be a window no larger than the images, "
+                    f"{image_size[0]}x{image_size[1]}, not {self.coupling}"
+                )
+
+    def _check_training(self) -> None:
+        if self.lr_max < self.lr_min:
+            raise ValueError(
+                f"lr_max must be at least lr_min, {self.lr_min}, not {self.lr_max}"
+            )
+        if self.first_seed + self.seeds > SEEDS:
+            raise ValueError(
+                f"first_seed + seeds must be at most 2^32, not "
+                f"{self.first_seed + self.seeds}"
+            )
+        if self.x64 and self.precision != "float32":
+            raise ValueError(f"x64 must be off with precision {self.precision}")
+
+    def _check_addresses(self) -> None:
+        names = ("coordinator", "processes", "process")
+        given = [name for name in names if getattr(self, name) is not None]
+        if not given:
+            return
+        if not (self.distributed and len(given) == len(names)):
+            raise ValueError(
+                "coordinator, processes and process must be given all three, and with "
+                f"distributed; distributed is {'on' if self.distributed else 'off'}, "
+                f"and there is {', '.join(given)}"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(
+                f"coordinator must be HOST:PORT, such as node1:12345, not "
+                f"{self.coordinator}"
+            )
+        if self.process >= self.processes:
+            raise ValueError(
+                f"process must be from 0 to processes - 1, {self.processes - 1}, not "
+                f"{self.process}"
+            )
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the training images that chooses the epoch; 0: the test set does."""
+        return 0.0 if self.as_paper else self.val_fraction
+
+    def resolved(self) -> "Config":
+        """The same run with paths and all defaults that depend on others filled in."""
         layers, channels = PAPER_SIZES.get(self.dataset, (1, 3))
+        dataset = self.dataset
+        if dataset.endswith(".npz"):
+            dataset = str(Path(dataset).expanduser())
         config = dataclasses.replace(
-            self, layers=self.layers or layers, channels=self.channels or channels
+            self,
+            dataset=dataset,
+            layers=self.layers or layers,
+            channels=self.channels or channels,
         )
-        if config.out is None:
-            same = {
-                k: v
-                for k, v in dataclasses.asdict(config).items()
-                if k not in self.FREE
-            }
-            digest = hashlib.sha256(
-                json.dumps(same, sort_keys=True).encode()
-            ).hexdigest()[:8]
-            name = f"{Path(self.dataset).stem}-{self.model}-{config.layers}x{config.channels}-{digest}"
-            config = dataclasses.replace(config, out=str(Path("runs") / name))
-        return config
+        out = Path(self.out).expanduser() if self.out else Path("runs", config.name())
+        return dataclasses.replace(config, out=str(out))
 
-    def differences(self, other, but=FREE):
-        """Names of the fields in which two runs are not the same, but for these: by default, those that do not change the numbers."""
-        names = (f.name for f in dataclasses.fields(self))
-        return [
-            n for n in names if n not in but and getattr(self, n) != getattr(other, n)
-        ]
-
-    def compiled_part(self):
-        """This config with every field at its default that no compiled function depends on: the key of their cache."""
-        defaults = {
-            f.name: f.default
-            for f in dataclasses.fields(self)
-            if f.name in self.UNCOMPILED
+    def name(self) -> str:
+        """A name made from the options that change the results."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata["changes_results"]
         }
-        return dataclasses.replace(self, **defaults)
+        text = json.dumps(values, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        size = f"{self.layers}x{self.channels}"
+        return f"{Path(self.dataset).stem}-{self.model}-{size}-{digest}"
+
+    def differences(self, other: "Config", between: str = "runs") -> list[str]:
+        """Names of the options that must agree and do not.
+
+        between: "runs", one of which resumes the other, or "processes" of one run.
+        """
+        fields = [
+            field.name
+            for field in dataclasses.fields(self)
+            if (
+                field.metadata["changes_results"]
+                if between == "runs"
+                else not field.metadata["per_process"]
+            )
+        ]
+        return [name for name in fields if getattr(self, name) != getattr(other, name)]
+
+    def compiled_part(self) -> "Config":
+        """This config with its default in every field that compiled code ignores.
+
+        Runs that agree in it share their compiled functions.
+        """
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata["compiled"]
+        }
+        # A dataset on which every window fits; its name is not compiled.
+        return dataclasses.replace(Config(dataset="any.npz"), **values)
 
     @classmethod
-    def from_dict(cls, values):
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+    def from_dict(cls, values: dict) -> "Config":
+        """The Config with these options; ValueError for one there is not."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"unknown options: {', '.join(unknown)}")
+            near = _did_you_mean(unknown[0], known)
+            raise ValueError(f"unknown options: {', '.join(unknown)}{near}")
         return cls(**values)
 
 
-def _types(cls):
-    """Field name -> (type, may it be None)."""
-    hints = typing.get_type_hints(type(cls) if isinstance(cls, Config) else cls)
-    split = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        split[field.name] = (
-            next(a for a in args if a is not type(None)),
-            type(None) in args,
-        )
-    return split
+def value_type(field: dataclasses.Field) -> tuple[type, bool]:
+    """The type of an option's value, and whether it may be None."""
+    if isinstance(field.type, types.UnionType):
+        kinds = typing.get_args(field.type)
+        return next(k for k in kinds if k is not type(None)), True
+    return typing.cast(type, field.type), False
 
 
-def _check_type(name, value, wanted):
-    kind, optional = wanted
+def _check_field(field: dataclasses.Field, value) -> None:
+    """ValueError if the value of this one option is wrong, whatever the others are."""
+    kind, optional = value_type(field)
     if value is None and optional:
         return
     good = isinstance(value, (int, float) if kind is float else kind)
     if not good or (isinstance(value, bool) and kind is not bool):
         raise ValueError(
-            f"{name} must be of type {kind.__name__}{' or None' if optional else ''}, not {value!r}"
+            f"{field.name} must be of type {kind.__name__}"
+            f"{' or None' if optional else ''}, not {value!r}"
         )
     if kind is float and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}")
+        raise ValueError(f"{field.name} must be finite, not {value}")
+    choices, limit = field.metadata["choices"], field.metadata["limit"]
+    if choices and value not in choices:
+        raise ValueError(
+            f"{field.name} must be one of {', '.join(choices)}, not "
+            f"{value!r}{_did_you_mean(value, choices)}"
+        )
+    if limit and not limit.holds(value):
+        raise ValueError(f"{field.name} must be {limit.text}, not {value!r}")
 
 
-def parser():
-    """The command line: one option for every field of Config, nothing else."""
-    made = argparse.ArgumentParser(
-        prog="python -m train",
-        allow_abbrev=False,
-        description="Train an ensemble of IBNN networks, of standard networks, or of both.",
-    )
-    for field in dataclasses.fields(Config):
-        kind, _ = _types(Config)[field.name]
-        shown = "" if field.default is None else f" (default: {field.default})"
-        extra = {
-            "help": (field.metadata["help"] + shown).replace("%", "%%"),
-            "default": field.default,
-        }
-        if kind is bool:
-            extra["action"] = argparse.BooleanOptionalAction
-        else:
-            choices = field.metadata["choices"]
-            extra |= {
-                "type": kind,
-                "choices": choices,
-                "metavar": None if choices else kind.__name__.upper(),
-            }
-        made.add_argument("--" + field.name.replace("_", "-"), **extra)
-    return made
-
-
-def parse(arguments=None):
-    """Command-line arguments -> Config; a bad one ends the program with a message that says what would be right."""
-    made = parser()
-    values = vars(made.parse_args(arguments))
-    try:
-        return Config(**values)
-    except ValueError as error:
-        made.error(str(error))
+def _did_you_mean(value: str, known) -> str:
+    near = difflib.get_close_matches(value, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -4,6 +4,7 @@ scrambled labels.
 
 import dataclasses
 import io
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from train import data
+from train.config import Config
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,11 @@ def test_tfds(tfds_folder, monkeypatch):
 
 
 def test_tfds_does_not_import_tensorflow(tfds_folder):
-    code = f"import sys; from train import data; data.load('fashion_mnist', {tfds_folder!r}); assert 'tensorflow' not in sys.modules"
+    code = (
+        "import sys; from train import data; "
+        f"data.load('fashion_mnist', {tfds_folder!r}); "
+        "assert 'tensorflow' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -93,13 +99,13 @@ def test_missing_data_says_how_to_get_it(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         data.load(name, str(tmp_path))
     assert (
-        f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
-        in str(error.value)
+        f"tfds.builder('{name}', data_dir='{tmp_path}', "
+        "file_format='array_record').download_and_prepare()" in str(error.value)
     )
 
 
 def test_the_command_is_python(tmp_path):
-    """The part between the quotes runs up to the download: nothing in it is misspelt."""
+    """The part in quotes runs up to the download: nothing in it is misspelt."""
     with pytest.raises(FileNotFoundError) as error:
         data.load("cifar10", str(tmp_path))
     command = next(
@@ -135,67 +141,80 @@ def test_digits():
     assert digits.fingerprint() != data.scramble_labels(digits, 0.01, 0).fingerprint()
 
 
-def npz(path, **changed):
-    arrays = {
-        "train_images": np.zeros((6, 8, 8), np.uint8),
-        "train_labels": np.arange(6) % 3,
-        "test_images": np.zeros((3, 8, 8), np.uint8),
-        "test_labels": np.arange(3),
-    } | changed
-    np.savez(
-        path, **{name: value for name, value in arrays.items() if value is not None}
-    )
-    return str(path)
-
-
-def test_npz(tmp_path):
-    found = data.load(npz(tmp_path / "mine.npz"))
-    assert (
-        found.name == "mine"
-        and found.classes == 3
-        and found.image_shape == (8, 8, 1)
-        and found.train_labels.dtype == np.int32
-    )
-    doubles = {
-        name: np.zeros((n, 8, 8, 2))
-        for name, n in (("train_images", 6), ("test_images", 3))
-    }
-    assert (
-        data.load(npz(tmp_path / "mine.npz", **doubles)).train_images.dtype
-        == np.float32
-    )
-
-
-@pytest.mark.parametrize(
-    "changed, words",
-    [
-        ({"test_labels": None}, "lacks test_labels"),
-        ({"train_labels": np.zeros(6)}, "integers"),
-        ({"train_labels": np.zeros(5, int)}, r"\[6\]"),
-        ({"train_labels": np.full(6, -1)}, "0..2"),
-        ({"train_images": np.zeros((6, 8, 8), int)}, "uint8 or floating"),
-        ({"train_images": np.zeros((6, 9, 8), np.uint8)}, "one shape"),
-        ({"train_images": np.full((6, 8, 8), np.nan)}, "finite"),
-        ({"train_images": np.zeros((6, 64), np.uint8)}, "N, H, W, C"),
-        (
-            {
-                "test_images": np.zeros((0, 8, 8), np.uint8),
-                "test_labels": np.zeros(0, int),
-            },
-            "no images",
-        ),
-    ],
-)
-def test_npz_refused(tmp_path, changed, words):
-    with pytest.raises(ValueError, match=words):
-        data.load(npz(tmp_path / "mine.npz", **changed))
-
-
 def test_unknown(tmp_path):
-    with pytest.raises(ValueError, match="digits, fashion_mnist"):
-        data.load("mnist")
-    with pytest.raises(FileNotFoundError, match="no file"):
-        data.load(str(tmp_path / "no.npz"))
+    with pytest.raises(ValueError, match="did you mean fashion_mnist"):
+        data.load("fashionmnist")
+
+
+@pytest.mark.parametrize("fraction, count", [(0.1, 144), (1e-9, 1), (0.5, 721)])
+def test_validation_images_are_taken_from_the_training_images(fraction, count):
+    digits = data.digits()
+    split = data.split_validation(digits, fraction, seed=3)
+    assert len(split.val_labels) == count and split.has_validation
+    both = np.concatenate([split.train_images, split.val_images])
+    images = {image.tobytes() for image in digits.train_images}
+    assert {image.tobytes() for image in both} == images
+    assert len(both) == len(digits.train_labels)
+    assert split.test_images is digits.test_images
+    again = data.split_validation(digits, fraction, seed=3)
+    assert split.fingerprint() == again.fingerprint() != digits.fingerprint()
+
+
+def test_no_validation():
+    digits = data.digits()
+    assert data.split_validation(digits, 0.0, 0) is digits
+    assert not digits.has_validation and len(digits.val_images) == 0
+    few = data.take_fraction(digits, "train", 1e-9, 0)
+    with pytest.raises(ValueError, match="leaves none to train on"):
+        data.split_validation(few, 0.5, 0)
+
+
+def test_a_config_prepares_its_data():
+    config = Config(train_fraction=0.5, label_noise=0.5, val_fraction=0.2)
+    found = data.prepare(config)
+    assert len(found.val_labels) == 144 and len(found.train_labels) == 577
+    assert not data.prepare(Config(as_paper=True)).has_validation
+    digits = data.digits()
+    true = {i.tobytes(): n for i, n in zip(*digits.part("train"))}
+    # Labels to validate with are right, whatever the noise in those to train on.
+    assert all(true[i.tobytes()] == n for i, n in zip(*found.part("val")))
+
+
+def _truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _edit(old, new):
+    def change(file):
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return change
+
+
+SHARD = "*-train.array_record*"
+TFDS_DAMAGES = [
+    (SHARD, lambda file: file.unlink(), "is missing"),
+    (SHARD, lambda file: file.write_bytes(b""), "is empty"),
+    (SHARD, _truncate, "damaged"),
+    (SHARD, lambda file: file.write_bytes(b"x" * 70000), "damaged"),
+    ("dataset_info.json", _truncate, "damaged"),
+    ("dataset_info.json", _edit('"30"', '"20"'), "holds 30 records, and .* says 20"),
+    ("dataset_info.json", _edit('"test"', '"validation"'), "no split test"),
+]
+
+
+@pytest.mark.parametrize("name, damage, words", TFDS_DAMAGES)
+def test_damaged_tfds_files_are_named(tfds_folder, tmp_path, name, damage, words):
+    folder = tmp_path / "tfds"
+    shutil.copytree(tfds_folder, folder)
+    (file,) = (folder / "fashion_mnist" / "3.0.1").glob(name)
+    damage(file)
+    with pytest.raises(ValueError, match=words) as error:
+        data.load("fashion_mnist", str(folder))
+    assert str(folder / "fashion_mnist") in str(error.value)
+    assert "prepare it again" in str(error.value)
 
 
 def test_arrows():
@@ -264,8 +283,13 @@ def test_scrambled_labels_are_always_wrong():
 def test_fraction(part, other):
     digits = data.digits()
     few = data.take_fraction(digits, part, 0.1, seed=0)
-    images = lambda dataset, part: getattr(dataset, f"{part}_images")
-    labels = lambda dataset, part: getattr(dataset, f"{part}_labels")
+
+    def images(dataset, part):
+        return dataset.part(part)[0]
+
+    def labels(dataset, part):
+        return dataset.part(part)[1]
+
     assert len(labels(few, part)) == round(0.1 * len(labels(digits, part))) and images(
         few, other
     ) is images(digits, other)

@@ -56,7 +56,8 @@ def environment(tmp_path_factory):
 
 def start(environment, out, *options, devices=1):
     flags = {
-        "XLA_FLAGS": f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        "XLA_FLAGS": f"{environment['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={devices}"
     }
     command = [sys.executable, "-m", "train", *OPTIONS, "--out", str(out), *options]
     return subprocess.Popen(

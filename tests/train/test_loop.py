@@ -1,6 +1,4 @@
-"""Training as a library: seeds, compilations, evaluation, warm-up, non-finite losses;
-on tiny pictures, with tiny networks.
-"""
+"""Training as a library, on tiny pictures with tiny networks."""
 
 import dataclasses
 
@@ -12,27 +10,12 @@ from flax import nnx
 from jax._src import test_util as jtu
 
 import ibnn_jax
-from train import data
 from train.config import Config
 from train.engine import loop
 from train.engine import model as models
 from train.engine import program as programs
 
 MODELS = ("sm", "ibnn")
-
-
-def tiny_data(train=50, test=23, classes=4, size=8, dtype=np.uint8):
-    rng = np.random.default_rng(0)
-    shades = rng.integers(0, 200, (classes, size, size, 1))
-
-    def part(count):
-        labels = rng.integers(0, classes, count).astype(np.int32)
-        images = (shades[labels] + rng.integers(0, 56, (count, size, size, 1))).astype(
-            np.uint8
-        )
-        return (images if dtype == np.uint8 else (images / 255).astype(dtype)), labels
-
-    return data.Dataset("tiny", classes, *part(train), *part(test))
 
 
 def tiny(model, **changed):
@@ -50,7 +33,7 @@ def tiny(model, **changed):
 
 
 @pytest.fixture(scope="module")
-def runs():
+def runs(tiny_data):
     """One run of each model, for the tests that only look at it."""
     return {model: loop.train(tiny(model), tiny_data()) for model in MODELS}
 
@@ -75,7 +58,7 @@ def test_shapes_types_and_learning(runs, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_seed_alone_is_the_seed_in_the_ensemble(runs, model):
+def test_a_seed_alone_is_the_seed_in_the_ensemble(runs, model, tiny_data):
     alone = loop.train(tiny(model, seeds=1, first_seed=2), tiny_data())
     for name, values in runs[model].history.items():
         np.testing.assert_allclose(
@@ -89,17 +72,15 @@ def test_a_seed_alone_is_the_seed_in_the_ensemble(runs, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_repeating_a_run_repeats_every_bit(runs, model):
+def test_repeating_a_run_repeats_every_bit(runs, model, tiny_data):
     again = loop.train(tiny(model), tiny_data())
     for name, values in runs[model].history.items():
         np.testing.assert_array_equal(again.history[name], values, err_msg=name)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_one_compilation_per_shape(runs, model):
-    """After one run, more epochs, other seeds and other rates compile nothing; another
-    number of images does.
-    """
+def test_one_compilation_per_shape(runs, model, tiny_data):
+    """More epochs, other seeds and rates compile nothing; more images do."""
     config = tiny(model)
     program = programs.build(config.resolved(), (8, 8, 1), 4, model == "ibnn")
     functions = (program.init, program.epoch, program.evaluate)
@@ -116,18 +97,14 @@ def test_one_compilation_per_shape(runs, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_evaluation_is_exact(runs, model):
-    """23 images in batches of 10 (the last one padded) give what a plain loop over the
-    images gives.
-    """
+def test_evaluation_is_exact(runs, model, tiny_data):
+    """23 images in batches of 10, the last one padded, count as each by itself."""
     tests = tiny_data()
     run = runs[model]
     config = tiny(model, eval_batch_size=10).resolved()
     program = programs.build(config, tests.image_shape, tests.classes, model == "ibnn")
     found = program.evaluate(
-        jax.tree.map(jnp.asarray, run.state),
-        jnp.asarray(tests.test_images),
-        jnp.asarray(tests.test_labels),
+        jax.tree.map(jnp.asarray, run.state), *loop.evaluation_data(tests)
     )
     reference = models.build_model(
         config, tests.image_shape, tests.classes, jax.random.key(0), model == "ibnn"
@@ -146,9 +123,11 @@ def test_evaluation_is_exact(runs, model):
         logits = np.asarray(logits, np.float64)
         log_likelihood = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         loss = -log_likelihood[np.arange(23), tests.test_labels].mean()
-        np.testing.assert_allclose(found["loss"][row], loss, rtol=1e-5)
+        np.testing.assert_allclose(found["test_loss"][row], loss, rtol=1e-5)
         np.testing.assert_allclose(run.history["test_loss"][row, -1], loss, rtol=1e-5)
-        assert found["correct"][row] == (logits.argmax(1) == tests.test_labels).sum()
+        assert (
+            found["test_correct"][row] == (logits.argmax(1) == tests.test_labels).sum()
+        )
         for layer, each in enumerate(stats):
             np.testing.assert_allclose(
                 found["solver_steps"][row, layer], np.mean(each.steps), rtol=0.05
@@ -158,7 +137,7 @@ def test_evaluation_is_exact(runs, model):
             )
 
 
-def test_sm_and_ibnn_start_from_the_same_weights():
+def test_sm_and_ibnn_start_from_the_same_weights(tiny_data):
     tests = tiny_data()
     states = {
         m: loop.train(tiny(m, epochs=1, lr_min=1e-30, lr_max=1e-30), tests).state
@@ -170,18 +149,11 @@ def test_sm_and_ibnn_start_from_the_same_weights():
         np.testing.assert_array_equal(value[...], ibnn[path][...], err_msg=str(path))
 
 
-def test_warm_up_is_training_of_the_twin():
-    """A warm-up from the rates of its own schedule equals an SM run over the same data
-    order and rates.
-    """
+def test_warm_up_is_training_of_the_twin(tiny_data):
+    """A warm-up equals a standard run over the same data order and rates."""
     tests, config = tiny_data(), tiny("sm", warmup_epochs=2)
     program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(0), jnp.arange(3, dtype=jnp.uint32)
-    )
-    init_keys, warm_keys = (
-        jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in (0, 1)
-    )
+    init_keys, warm_keys, _ = loop.seed_keys(config)
     state = program.init(init_keys)
     for epoch, rate in enumerate((0.001, 0.01)):  # the first two of three
         order = jax.vmap(jax.random.fold_in, (0, None))(warm_keys, epoch)
@@ -192,10 +164,8 @@ def test_warm_up_is_training_of_the_twin():
             jnp.asarray(tests.train_images),
             jnp.asarray(tests.train_labels),
         )
-    run = loop._Runner(config, tests, lambda: None)
-    warm = loop._warmed_up(
-        config.resolved(), tests, program, None, run, init_keys, warm_keys
-    )
+    training = loop.Training(config.resolved(), tests, loop.Observer())
+    warm = training.warmed_up()
     for ours, theirs in zip(
         jax.tree.leaves((warm.params, warm.rest)),
         jax.tree.leaves((state.params, state.rest)),
@@ -205,10 +175,8 @@ def test_warm_up_is_training_of_the_twin():
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(warm.momentum))
 
 
-def test_one_step_is_sgd_with_momentum_and_clipping():
-    """Two full-batch epochs against the update written out: v = 0.9 v + g clipped, x =
-    x - rate v.
-    """
+def test_one_step_is_sgd_with_momentum_and_clipping(tiny_data):
+    """Two full-batch epochs are v = 0.9 v + g clipped, x = x - rate v."""
     tests, config = tiny_data(train=16), tiny("sm", seeds=1, clip_norm=0.05)
     program = programs.build(config.resolved(), tests.image_shape, tests.classes, False)
     keys = jax.random.split(jax.random.key(3), 1)
@@ -249,7 +217,7 @@ def test_one_step_is_sgd_with_momentum_and_clipping():
         np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_every_image_is_seen_once_and_the_last_batch_is_filled():
+def test_every_image_is_seen_once_and_the_last_batch_is_filled(tiny_data):
     """With 50 images and batches of 16 there are 4 steps; 10 images make one batch."""
     for size, steps in ((50, 4), (10, 1)):
         tests = tiny_data(train=size)
@@ -269,7 +237,7 @@ def test_every_image_is_seen_once_and_the_last_batch_is_filled():
 @pytest.mark.parametrize(
     "constraint, start, limit", [("nonpositive", 0.002, 0.0), ("unique", 0.3, 0.0951)]
 )
-def test_lam_is_kept_in_bounds(constraint, start, limit):
+def test_lam_is_kept_in_bounds(constraint, start, limit, tiny_data):
     config = tiny(
         "ibnn",
         epochs=1,
@@ -289,7 +257,7 @@ def test_lam_is_kept_in_bounds(constraint, start, limit):
     assert free.blocks[0].implicit.constraint is None
 
 
-def test_frozen_lam_stays():
+def test_frozen_lam_stays(tiny_data):
     tests = tiny_data()
     run = loop.train(
         tiny(
@@ -308,14 +276,14 @@ def test_frozen_lam_stays():
     assert loop.parameters(tiny("ibnn", train_lam=False), tests, "ibnn") == counts["sm"]
 
 
-def test_uint8_and_float_images_are_the_same(runs):
+def test_uint8_and_float_images_are_the_same(runs, tiny_data):
     floats = loop.train(tiny("sm"), tiny_data(dtype=np.float32))
     np.testing.assert_allclose(
         floats.history["test_loss"], runs["sm"].history["test_loss"], rtol=1e-4
     )
 
 
-def test_non_finite_loss_names_seed_and_step():
+def test_non_finite_loss_names_seed_and_step(tiny_data):
     tests = tiny_data(dtype=np.float32)
     config = tiny(
         "sm", lr_min=1e36, lr_max=1e36, clip_norm=0.0, first_seed=4, warmup_epochs=0
@@ -327,7 +295,7 @@ def test_non_finite_loss_names_seed_and_step():
         loop.train(config, tests)
 
 
-def test_x64():
+def test_x64(tiny_data):
     if not jax.config.jax_enable_x64:
         with pytest.raises(ValueError, match="jax_enable_x64"):
             loop.train(tiny("sm", x64=True), tiny_data())
@@ -341,25 +309,19 @@ def test_x64():
 
 
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
-def test_precision(runs, precision):
-    """The weights stay float32; what is computed from them changes a little, or on a
-    CPU with TF32 not at all.
-    """
+def test_precision(runs, precision, tiny_data):
+    """Weights stay float32; results change a little, on a CPU with TF32 not at all."""
     config = tiny("ibnn", precision=precision).resolved()
     tests, run = tiny_data(), runs["ibnn"]
     evaluate = programs.build(config, tests.image_shape, tests.classes, True).evaluate
-    found = evaluate(
-        jax.tree.map(jnp.asarray, run.state),
-        jnp.asarray(tests.test_images),
-        jnp.asarray(tests.test_labels),
-    )
-    assert found["loss"].dtype == np.float32
+    found = evaluate(jax.tree.map(jnp.asarray, run.state), *loop.evaluation_data(tests))
+    assert found["test_loss"].dtype == np.float32
     np.testing.assert_allclose(
-        found["loss"], run.history["test_loss"][:, -1], rtol=0.03
+        found["test_loss"], run.history["test_loss"][:, -1], rtol=0.03
     )
     assert (
         precision != "bfloat16"
-        or (found["loss"] != run.history["test_loss"][:, -1]).all()
+        or (found["test_loss"] != run.history["test_loss"][:, -1]).all()
     )
     model = models.build_model(
         config, tests.image_shape, tests.classes, jax.random.key(0), True
@@ -384,44 +346,82 @@ def test_couplings(coupling, kind):
     assert isinstance(model, ibnn_jax.UCN)
 
 
-def test_both_is_two_runs():
+def test_both_is_two_runs(tiny_data):
     with pytest.raises(ValueError, match="one model"):
         loop.train(tiny("both"), tiny_data())
 
 
-@pytest.mark.parametrize("changed, shape, cells", [
-    ({}, (28, 28, 1), models.CELLS_NEXT_TO_THE_BOUND),
-    ({"coupling": "layer"}, (8, 9, 1), models.CELLS_NEXT_TO_THE_BOUND),  # 144 neurons
-    ({"solver": "meanfield"}, (28, 28, 1), None),
-    ({"retry": False}, (28, 28, 1), (15,)),
-])  # fmt: skip
-def test_there_is_an_attempt_more_where_lam_is_trained_to_its_bound(
-    changed, shape, cells, monkeypatch
-):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = models.build_model(
-        tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
-    )
-    assert model.blocks[0].implicit.solver == ibnn_jax.MeanField(
-        cells=cells, polish=0 if cells == (15,) else 20_000
-    )
+MEAN_FIELD, BOUND = ibnn_jax.MeanField(), ibnn_jax.MeanField.at_the_bound()
+NEWTON = ibnn_jax.Newton()
 
 
-@pytest.mark.parametrize("changed, shape", [
-    ({"train_lam": False, "lam": -0.1}, (28, 28, 1)), ({"constraint": "nonpositive"}, (28, 28, 1)),
-    ({}, (8, 8, 1)), ({"coupling": "pixel"}, (28, 28, 1)), ({"coupling": "5x5"}, (28, 28, 1)),
-])  # fmt: skip
-def test_elsewhere_the_library_chooses_the_solver(changed, shape, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    model = models.build_model(
-        tiny("ibnn", **changed).resolved(), shape, 4, jax.random.key(0), True
-    )
-    assert model.blocks[0].implicit.solver == "auto"
+@pytest.mark.parametrize(
+    "changed, shape, solver",
+    [
+        ({}, (28, 28, 1), BOUND),
+        ({"coupling": "layer"}, (8, 9, 1), BOUND),  # 144 neurons
+        ({"solver": "meanfield"}, (28, 28, 1), MEAN_FIELD),
+        ({"retry": False}, (28, 28, 1), ibnn_jax.MeanField((15,), pairwise_max_size=0)),
+        ({"train_lam": False, "lam": -0.1}, (28, 28, 1), MEAN_FIELD),
+        ({"constraint": "nonpositive"}, (28, 28, 1), MEAN_FIELD),
+        ({}, (8, 8, 1), NEWTON),
+        ({"coupling": "pixel"}, (28, 28, 1), NEWTON),
+        ({"coupling": "5x5"}, (28, 28, 1), NEWTON),
+        ({"adjoint": "unrolled"}, (28, 28, 1), "auto"),
+    ],
+)
+def test_the_solver_fits_coupling_and_constraint(changed, shape, solver):
+    config = tiny("ibnn", **changed).resolved()
+    model = models.build_model(config, shape, 4, jax.random.key(0), True)
+    assert model.blocks[0].implicit.solver == solver
 
 
-def test_accelerators_have_attempts_of_their_own(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    model = models.build_model(
-        tiny("ibnn").resolved(), (28, 28, 1), 4, jax.random.key(0), True
+def test_an_unrolled_solver_trains(tiny_data):
+    config = tiny("ibnn", adjoint="unrolled", max_steps=3, seeds=1, epochs=1)
+    run = loop.train(config, tiny_data(size=10))
+    assert np.isfinite(run.history["test_loss"]).all()
+
+
+def test_validation_images_choose_the_weights(tiny_data):
+    """val_loss is the loss on them; the best weights are those of its lowest."""
+    tests = tiny_data(val=17)
+    config = tiny("sm", eval_batch_size=10)
+    run = loop.train(config, tests)
+    assert run.history["val_loss"].shape == (3, 3)
+    np.testing.assert_allclose(run.best_loss, run.history["val_loss"].min(1))
+    swapped = dataclasses.replace(
+        tests,
+        test_images=tests.val_images,
+        test_labels=tests.val_labels,
+        val_images=tests.test_images,
+        val_labels=tests.test_labels,
     )
-    assert model.blocks[0].implicit.solver == "auto"
+    other = loop.train(config, swapped)
+    for kind in ("loss", "accuracy"):
+        np.testing.assert_allclose(
+            run.history[f"val_{kind}"], other.history[f"test_{kind}"], rtol=1e-5
+        )
+
+
+def test_an_observer_is_told_what_happens(tiny_data):
+    class Listener(loop.Observer):
+        stages, epochs, polls = [], [], 0
+
+        def stage(self, text):
+            self.stages.append(text)
+
+        def epoch_done(self, snapshot):
+            self.epochs.append(snapshot.epoch)
+
+        def poll(self):
+            self.polls += 1
+
+    told = Listener()
+    loop.train(tiny("sm"), tiny_data(), told)
+    assert told.epochs == [1, 2, 3] and told.polls > 9
+    assert told.stages == ["compiling warm-up epoch 1", "compiling the evaluation"]
+
+
+def test_a_window_larger_than_the_images_is_refused(tiny_data):
+    with pytest.raises(ValueError, match="no larger than the images, 8x8, not 9x9"):
+        loop.train(tiny("ibnn", coupling="9x9", dataset="my.npz"), tiny_data())

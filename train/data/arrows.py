@@ -1,10 +1,13 @@
 """The two concentric arrows of Fig. 2."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from train.data.dataset import Dataset
 
-# Fig. 2, in [-1, 1] x [-1, 1] with y pointing down: class 1 is a trapezoid with an arrow-shaped hole, class 0 the arrow in it.
+# In [-1, 1] x [-1, 1] with y pointing down: class 1 is a trapezoid with an arrow-shaped
+# hole, class 0 the arrow in it.
 TRAPEZOID = np.array(
     [(-0.868, -0.851), (-0.868, 0.872), (0.975, 0.183), (0.975, -0.149)]
 )
@@ -12,7 +15,7 @@ HOLE = np.array([(-0.790, -0.597), (0.802, 0.028), (-0.790, 0.653), (-0.295, 0.0
 ARROW = np.array([(0.671, 0.028), (-0.620, -0.466), (-0.164, 0.027), (-0.620, 0.523)])
 
 
-def inside(polygon, points):
+def inside(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Which points [N, 2] lie inside the polygon [K, 2] (even-odd rule)? bool [N]."""
     x, y = points[:, None, 0], points[:, None, 1]
     (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, axis=0).T
@@ -22,10 +25,14 @@ def inside(polygon, points):
     return (straddles & (x < crossing)).sum(axis=1) % 2 == 1
 
 
-def arrows(train=2000, test=2000, seed=0):
-    """The two concentric arrows of Fig. 2: uniform points of both shapes, the classes balanced, in random order.
+def arrows(train: int = 2000, test: int = 2000, seed: int = 0) -> Dataset:
+    """The two arrows: uniform points of both shapes, balanced, in random order.
 
-    Images [N, 1, 2, 1], float32: the two coordinates as a picture of two pixels, in [-1, 1]. train and test are even.
+    Images are [N, 1, 2, 1], float32: the two coordinates as a picture of two pixels,
+    in [-1, 1].
+
+    Raises:
+        ValueError: train or test is odd or less than 2.
     """
     for name, count in (("train", train), ("test", test)):
         if count < 2 or count % 2:
@@ -33,22 +40,24 @@ def arrows(train=2000, test=2000, seed=0):
                 f"{name} must be an even number of points, at least 2, not {count}"
             )
     rng, half = np.random.default_rng(seed), (train + test) // 2
-
-    def sample(accept):
-        found = np.empty((0, 2))
-        while len(found) < half:
-            points = rng.uniform(-1, 1, (4096, 2))
-            found = np.concatenate([found, points[accept(points)]])
-        return found[:half]
-
     shapes = (
-        sample(lambda q: inside(ARROW, q)),
-        sample(lambda q: inside(TRAPEZOID, q) & ~inside(HOLE, q)),
+        _sample(rng, half, lambda q: inside(ARROW, q)),
+        _sample(rng, half, lambda q: inside(TRAPEZOID, q) & ~inside(HOLE, q)),
     )
     parts = []
     for start, count in ((0, train // 2), (train // 2, test // 2)):
         points = np.concatenate([shape[start : start + count] for shape in shapes])
         labels = np.repeat(np.arange(2, dtype=np.int32), count)
         order = rng.permutation(2 * count)
-        parts += [points[order].astype(np.float32).reshape(-1, 1, 2, 1), labels[order]]
+        parts.append(points[order].astype(np.float32).reshape(-1, 1, 2, 1))
+        parts.append(labels[order])
     return Dataset("arrows", 2, *parts)
+
+
+def _sample(rng, count: int, accept: Callable) -> np.ndarray:
+    """The first `count` uniform points of the square that are accepted."""
+    found = np.empty((0, 2))
+    while len(found) < count:
+        points = rng.uniform(-1, 1, (4096, 2))
+        found = np.concatenate([found, points[accept(points)]])
+    return found[:count]

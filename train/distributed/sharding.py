@@ -1,4 +1,10 @@
-"""Which devices a run uses: a mesh ("seed", "data"), or None for one device; and arrays to and from them."""
+"""Which devices a run uses, and arrays to and from them.
+
+The devices form a mesh ("seed", "data"); None stands for a single device.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +16,36 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def make_mesh(
     seeds: int, devices: int | None = None, data_devices: int = 1
 ) -> Mesh | None:
-    """A mesh of devices / data_devices parts of the seeds by data_devices parts of each batch.
+    """A mesh that spreads the seeds, and each batch over data_devices of its devices.
 
-    devices=None takes the most devices there are for which the seeds divide evenly. Every process has as many of them.
+    Args:
+        devices: None takes the most there are for which the seeds divide evenly. Every
+            process has as many of them.
 
-    Raises ValueError for more devices than there are, or parts that do not come out even.
+    Raises:
+        ValueError: there are fewer devices, or the parts do not come out even.
     """
     present, processes = len(jax.devices()), jax.process_count()
-    fits = lambda count: (
-        count % data_devices == 0
-        and seeds % (count // data_devices) == 0
-        and count % processes == 0
-    )
+
+    def fits(count: int) -> bool:
+        return (
+            count % data_devices == 0
+            and seeds % (count // data_devices) == 0
+            and count % processes == 0
+        )
+
     if devices is None:
         devices = next((count for count in range(present, 0, -1) if fits(count)), None)
         if devices is None and data_devices > present:
             raise ValueError(
-                f"data_devices={data_devices} needs at least as many devices; there are {present}"
+                f"data_devices={data_devices} needs at least as many devices; there "
+                f"are {present}"
             )
         if devices is None:
             raise ValueError(
-                f"{seeds} seeds with data_devices={data_devices} do not divide evenly over any number of {present} devices "
-                f"of which each of {processes} processes has as many: take a multiple of {processes} for the seeds"
+                f"{seeds} seeds with data_devices={data_devices} do not divide evenly "
+                f"over any number of {present} devices of which each of {processes} "
+                f"processes has as many: take a multiple of {processes} for the seeds"
             )
     if devices > present:
         raise ValueError(
@@ -39,8 +53,10 @@ def make_mesh(
         )
     if not fits(devices):
         raise ValueError(
-            f"{seeds} seeds do not divide evenly over devices={devices} with data_devices={data_devices}: devices must be "
-            f"a multiple of data_devices and of the {processes} processes, and the seeds a multiple of devices / data_devices"
+            f"{seeds} seeds do not divide evenly over devices={devices} with "
+            f"data_devices={data_devices}: devices must be a multiple of data_devices "
+            f"and of the {processes} processes, and the seeds a multiple of devices / "
+            "data_devices"
         )
     if devices == 1:
         return None
@@ -53,10 +69,46 @@ def make_mesh(
     return Mesh(np.asarray(chosen).reshape(-1, data_devices), ("seed", "data"))
 
 
-def over_seeds(function, in_axes, mesh: Mesh | None):
-    """function vmapped over the arguments with axis 0 in in_axes, those spread over the mesh's "seed" axis.
+@dataclasses.dataclass(frozen=True)
+class DataAxis:
+    """The mesh axis that each batch is spread over; its name is None without one."""
 
-    Each device runs its own seeds in a program of its own: loops inside stop by themselves, and nothing is exchanged but
+    name: str | None
+    parts: int
+
+    @classmethod
+    def of(cls, mesh: Mesh | None) -> "DataAxis":
+        parts = mesh.shape["data"] if mesh else 1
+        return cls("data" if parts > 1 else None, parts)
+
+    def my_share(self, rows: jax.Array) -> jax.Array:
+        """This device's part of the last axis of rows."""
+        if self.name is None:
+            return rows
+        size = rows.shape[-1] // self.parts
+        start = jax.lax.axis_index(self.name) * size
+        return jax.lax.dynamic_slice_in_dim(rows, start, size, -1)
+
+    def mean(self, tree):
+        return self._over(jax.lax.pmean, tree)
+
+    def sum(self, tree):
+        return self._over(jax.lax.psum, tree)
+
+    def max(self, tree):
+        return self._over(jax.lax.pmax, tree)
+
+    def _over(self, reduce: Callable, tree):
+        if self.name is None:
+            return tree
+        return jax.tree.map(lambda x: reduce(x, self.name), tree)
+
+
+def over_seeds(function: Callable, in_axes: tuple, mesh: Mesh | None) -> Callable:
+    """function vmapped over the arguments with axis 0 in in_axes.
+
+    On a mesh these are spread over its "seed" axis. Each device runs its own seeds in a
+    program of its own: loops inside stop by themselves, and nothing is exchanged but
     what function asks of the axis "data".
     """
     mapped = jax.vmap(function, in_axes=in_axes)
@@ -70,25 +122,24 @@ def over_seeds(function, in_axes, mesh: Mesh | None):
 
 
 def put(tree, mesh: Mesh | None, spread: bool):
-    """Host arrays, the same in every process, on the devices: by their leading axis of seeds if spread, else whole on each.
+    """Host arrays, the same in every process, on the devices.
 
-    A process sends what its own devices hold, and nothing else.
+    Args:
+        spread: by their leading axis of seeds, or whole on each device.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
     sharding = NamedSharding(mesh, PartitionSpec("seed") if spread else PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(
-            x.shape, sharding, lambda index: x[index]
-        ),
-        tree,
-    )
+
+    def send(x):
+        # A process sends what its own devices hold, and nothing else.
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(send, tree)
 
 
 def get(tree):
     """Arrays of the devices of all processes, whole, in numpy, in every process."""
-    return (
-        jax.device_get(tree)
-        if jax.process_count() == 1
-        else multihost_utils.process_allgather(tree, tiled=True)
-    )
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,31 +1,58 @@
-"""Training an ensemble: warm-up, epochs, evaluation; plain arrays out. Knows nothing of files."""
+"""Training an ensemble: warm-up, epochs, evaluation; plain arrays out, no files."""
 
 import dataclasses
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from train import data
+from train.config import Config
+from train.data import Dataset, prepare
 from train.distributed import sharding
 from train.engine import program as programs
-from train.engine import schedule
+from train.engine.schedule import SCHEDULES
+
+__all__ = [
+    "NonFiniteLoss",
+    "Observer",
+    "Snapshot",
+    "blank",
+    "parameters",
+    "prepare",
+    "train",
+]
+
+SOLVER_METRICS = (
+    "solver_steps",
+    "solver_steps_max",
+    "solver_converged",
+    "solver_residual_max",
+)
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite; the message says of which seed, and at which step."""
+    """A loss became NaN or infinite; the message names the seed and the step."""
 
 
 @dataclasses.dataclass
 class Snapshot:
-    """All there is of a run after some epochs, in numpy: what a checkpoint holds, and what `train` returns.
+    """All there is of a run after some epochs, in numpy.
 
-    epoch: epochs finished. state: programs.State, arrays with a leading axis of seeds. best: (params, rest) of every seed as
-    they were at its lowest test loss, best_loss [S]. history: name -> [S, epochs] or [S, epochs, n], float64, NaN where
-    still to come: train_loss, train_accuracy (both over the epoch's steps, as the weights changed), test_loss,
-    test_accuracy and, for IBNN, lam, solver_steps, solver_steps_max, solver_converged, solver_residual_max.
-    seconds: [epochs] of each epoch, compiling and evaluation included.
+    A checkpoint holds one, and `train` returns one.
+
+    Attributes:
+        epoch: epochs finished.
+        state: programs.State, arrays with a leading axis of S seeds.
+        best: (params, rest) of every seed as they were at its lowest loss on the
+            validation images, or on the test images where there are none.
+        best_loss: that loss [S].
+        history: name -> [S, epochs] or [S, epochs, n], float64, NaN where to come:
+            train_loss, train_accuracy (both over the epoch's steps, as the weights
+            changed), test_loss, test_accuracy; val_loss, val_accuracy with validation
+            images; for IBNN lam, solver_steps, solver_steps_max, solver_converged,
+            solver_residual_max, of the test images.
+        seconds: of each epoch [epochs], compiling and evaluation included.
     """
 
     epoch: int
@@ -36,35 +63,43 @@ class Snapshot:
     seconds: np.ndarray
 
 
-def prepare(config):
-    """The data set of a config, with its fractions and label_noise applied (all follow config.seed)."""
-    dataset = data.load(config.dataset, config.data_dir)
-    dataset = data.take_fraction(dataset, "train", config.train_fraction, config.seed)
-    dataset = data.take_fraction(dataset, "test", config.test_fraction, config.seed)
-    return data.scramble_labels(dataset, config.label_noise, config.seed)
+class Observer:
+    """What `train` tells and asks as it goes; subclasses override what they use."""
+
+    def resume(self, template: Snapshot) -> Snapshot | None:
+        """A Snapshot of the template's structure to go on from, or None."""
+        return None
+
+    def stage(self, text: str) -> None:
+        """What is done next and takes a while without a sign: compiling, warm-up."""
+
+    def epoch_done(self, snapshot: Snapshot) -> None:
+        """An epoch is finished."""
+
+    def poll(self) -> None:
+        """Called again and again while the device works; may raise to stop."""
 
 
 def train(
-    config,
-    dataset,
-    *,
-    resume: Callable | None = None,
-    on_epoch: Callable | None = None,
-    poll: Callable | None = None,
-):
-    """Train config.seeds networks of one kind on a data.Dataset; returns the last Snapshot.
+    config: Config, dataset: Dataset, observer: Observer | None = None
+) -> Snapshot:
+    """Train config.seeds networks of one kind; returns the last Snapshot.
 
-    config.model is "sm" or "ibnn". resume(template Snapshot) returns a Snapshot to go on from, or None; on_epoch(Snapshot)
-    is called after every epoch; poll() is called again and again while the device works, and may raise to stop.
+    The weights and the data order of seed number i follow from
+    fold_in(key(config.seed), i) alone, and are the same for both models: a seed has the
+    same result alone or among others, and the two models are paired.
 
-    The weights and the data order of seed number i follow from fold_in(key(config.seed), i) alone, and are the same for
-    both models, so a seed has the same result alone or among others, and the two models are paired.
+    Seeds spread over the devices there are (`sharding.make_mesh`); results do not
+    depend on how many. Where jax.distributed has brought several processes together,
+    each calls this with the same arguments, its observer resumes from the same
+    Snapshot, and each trains its share and gets the whole Snapshot.
 
-    Seeds spread over the devices there are (`sharding.make_mesh`); results do not depend on how many. Where jax.distributed
-    has brought several processes together, each calls this with the same arguments, its resume returns the same, and each
-    trains its share and gets the whole Snapshot.
+    Args:
+        config: its model is "sm" or "ibnn".
 
-    Raises ValueError for a config that cannot be trained, NonFiniteLoss when training diverges.
+    Raises:
+        ValueError: the config cannot be trained.
+        NonFiniteLoss: training diverged.
     """
     config = config.resolved()
     if config.model not in ("sm", "ibnn"):
@@ -73,183 +108,211 @@ def train(
         )
     if config.x64 and not jax.config.jax_enable_x64:
         raise ValueError(
-            "x64 needs jax.config.update('jax_enable_x64', True) before anything is computed"
+            "x64 needs jax.config.update('jax_enable_x64', True) before anything is "
+            "computed"
         )
-
-    mesh = sharding.make_mesh(config.seeds, config.devices, config.data_devices)
-    program = programs.build(
-        config, dataset.image_shape, dataset.classes, config.model == "ibnn", mesh
-    )
-    numbers = np.arange(
-        config.first_seed, config.first_seed + config.seeds, dtype=np.uint32
-    )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(config.seed), sharding.put(numbers, mesh, spread=True)
-    )
-    init_keys, warmup_keys, order_keys = (
-        jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in range(3)
-    )
-    run = _Runner(config, dataset, poll or (lambda: None), mesh)
-
-    snapshot = blank(config, program, init_keys)
-    restored = resume(snapshot) if resume else None
-    snapshot = restored or dataclasses.replace(
-        snapshot,
-        state=_warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys),
-    )
-    rates = schedule.triangular(config.epochs, config.lr_min, config.lr_max)
-    state = (
-        sharding.put(restored.state, mesh, spread=True) if restored else snapshot.state
-    )
-    for epoch in range(snapshot.epoch, config.epochs):
-        start = time.perf_counter()
-        state, losses, correct = run.epoch(
-            program, state, rates[epoch], order_keys, epoch
-        )
-        metrics = run.evaluate(program, state, epoch)
-        metrics |= {
-            "train_loss": losses.mean(1),
-            "train_accuracy": correct / (losses.shape[1] * run.batch),
-        }
-        snapshot = _next(
-            snapshot, sharding.get(state), metrics, time.perf_counter() - start
-        )
-        if on_epoch:
-            on_epoch(snapshot)
-    return snapshot
+    return Training(config, dataset, observer or Observer()).run()
 
 
-def parameters(config, dataset, model):
+def parameters(config: Config, dataset: Dataset, model: str) -> int:
     """Number of trained parameters of one network."""
-    return programs.build(
+    program = programs.build(
         config.resolved(), dataset.image_shape, dataset.classes, model == "ibnn"
-    ).parameters
+    )
+    return program.parameters
 
 
-class _Runner:
-    """The data on the devices, and the two calls that use it, checked for non-finite losses."""
+class Training:
+    """A run of one model: data on the devices, keys, and the loop over epochs."""
 
-    def __init__(self, config, dataset, poll, mesh=None):
-        self.config, self.poll = config, poll
+    def __init__(self, config: Config, dataset: Dataset, observer: Observer):
+        self.config, self.dataset, self.observer = config, dataset, observer
+        self.mesh = sharding.make_mesh(
+            config.seeds, config.devices, config.data_devices
+        )
+        self.program = self._program(config.model == "ibnn")
+        self.init_keys, self.warmup_keys, self.order_keys = seed_keys(config, self.mesh)
         self.batch = min(config.batch_size, len(dataset.train_labels))
-        self.train = sharding.put(
-            (dataset.train_images, dataset.train_labels), mesh, spread=False
-        )
-        self.test = sharding.put(
-            (dataset.test_images, dataset.test_labels), mesh, spread=False
-        )
+        if self.mesh and self.batch % config.data_devices:
+            raise ValueError(
+                f"a batch of {self.batch} images does not divide evenly over "
+                f"data_devices={config.data_devices}"
+            )
+        self.train_data = self._on_devices(dataset.part("train"))
+        self.eval_data = self._on_devices(evaluation_data(dataset))
+        self._called = set()
 
-    def epoch(self, program, state, rate, keys, epoch, stage="epoch"):
+    def run(self) -> Snapshot:
+        """Train to the last epoch, from the start or from where the observer says."""
+        template = blank(self.config, self.program, self.dataset.has_validation)
+        snapshot = self.observer.resume(template)
+        if snapshot:
+            state = sharding.put(snapshot.state, self.mesh, spread=True)
+        else:
+            snapshot, state = template, self.warmed_up()
+        rates = self._rates(self.config.epochs)
+        for epoch in range(snapshot.epoch, self.config.epochs):
+            start = time.perf_counter()
+            state, losses, correct = self.epoch(
+                self.program, state, rates[epoch], self.order_keys, epoch
+            )
+            metrics = self.evaluate(state, epoch)
+            metrics["train_loss"] = losses.mean(1)
+            metrics["train_accuracy"] = correct / (losses.shape[1] * self.batch)
+            arrays = sharding.get(state)
+            snapshot = _next(snapshot, arrays, metrics, time.perf_counter() - start)
+            self.observer.epoch_done(snapshot)
+        return snapshot
+
+    def warmed_up(self) -> programs.State:
+        """Initial values, and the weights of the standard twin after the warm-up.
+
+        The twin has its own momentum, and runs the first rates of a schedule of its own
+        that is as long as the training's.
+        """
+        state = self.program.init(self.init_keys)
+        if not self.config.warmup_epochs:
+            return state
+        program = self._program(implicit=False)
+        twin = program.init(self.init_keys)
+        rates = self._rates(max(self.config.epochs, self.config.warmup_epochs))
+        for epoch in range(self.config.warmup_epochs):
+            twin, _, _ = self.epoch(
+                program, twin, rates[epoch], self.warmup_keys, epoch, "warm-up epoch"
+            )
+        return self.program.adopt(state, twin)
+
+    def epoch(self, program, state, rate, keys, epoch: int, stage: str = "epoch"):
+        """(state, losses [S, steps], correct [S]) after one epoch of this program."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, epoch)
-        state, losses, correct = program.epoch(state, rate, keys, *self.train)
+        self._say_if_new(program, f"{stage} {epoch + 1}")
+        state, losses, correct = program.epoch(state, rate, keys, *self.train_data)
         losses, correct = self._wait(losses), self._wait(correct)
         self._check(losses, f"the training loss in {stage} {epoch + 1}", step=True)
         return state, losses.astype(np.float64), correct
 
-    def evaluate(self, program, state, epoch):
-        found = {
-            name: self._wait(value)
-            for name, value in program.evaluate(state, *self.test).items()
-        }
-        self._check(found["loss"][:, None], f"the test loss after epoch {epoch + 1}")
-        found["test_loss"], found["test_accuracy"] = (
-            found.pop("loss"),
-            found.pop("correct") / len(self.test[1]),
-        )
+    def evaluate(self, state, epoch: int) -> dict[str, np.ndarray]:
+        """The metrics of `Snapshot.history` on test and validation images."""
+        self._say_if_new(self.program.evaluate, "the evaluation")
+        found = self.program.evaluate(state, *self.eval_data)
+        found = {name: self._wait(value) for name, value in found.items()}
+        counts = {"test": len(self.dataset.test_labels)}
+        if self.dataset.has_validation:
+            counts["val"] = len(self.dataset.val_labels)
+        for part, count in counts.items():
+            what = f"the {part} loss after epoch {epoch + 1}"
+            self._check(found[f"{part}_loss"][:, None], what)
+            found[f"{part}_accuracy"] = found[f"{part}_correct"] / count
         return found
 
-    def _wait(self, array):
+    def _program(self, implicit: bool) -> programs.EnsembleProgram:
+        dataset = self.dataset
+        return programs.build(
+            self.config, dataset.image_shape, dataset.classes, implicit, self.mesh
+        )
+
+    def _rates(self, epochs: int) -> np.ndarray:
+        rates = SCHEDULES[self.config.schedule]
+        return rates(epochs, self.config.lr_min, self.config.lr_max)
+
+    def _on_devices(self, arrays):
+        return sharding.put(arrays, self.mesh, spread=False)
+
+    def _say_if_new(self, function, what: str) -> None:
+        if function not in self._called:
+            self._called.add(function)
+            self.observer.stage(f"compiling {what}")
+
+    def _wait(self, array) -> np.ndarray:
+        """The array, in numpy; the observer is polled until it is ready."""
         pause = 0.001
         while not array.is_ready():
-            self.poll()
+            self.observer.poll()
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        self.poll()
+        self.observer.poll()
         return sharding.get(array)
 
-    def _check(self, values, what, step=False):
+    def _check(self, values: np.ndarray, what: str, step: bool = False) -> None:
+        """NonFiniteLoss if one of the values [S, steps] is not finite."""
         wrong = ~np.isfinite(values)
-        if wrong.any():
-            column = int(wrong.any(0).argmax())  # the earliest step of any seed
-            row = int(wrong[:, column].argmax())
-            where = f", step {column + 1} of {values.shape[1]}" if step else ""
-            raise NonFiniteLoss(
-                f"{what}{where} is {values[row, column]} for seed {self.config.first_seed + row} ({self.config.model}). A lower "
-                "--lr-max, gradient clipping (--clip-norm 1) or a bound on lam (--constraint unique) may help."
-            )
-
-
-def _warmed_up(config, dataset, program, mesh, run, init_keys, warmup_keys):
-    """The first state: initial values, and on top of them the weights of the standard twin after the warm-up epochs.
-
-    The twin has its own momentum, and runs the first rates of a schedule of its own as long as the training's.
-    """
-    state = program.init(init_keys)
-    if not config.warmup_epochs:
-        return state
-    program_sm = programs.build(
-        config, dataset.image_shape, dataset.classes, False, mesh
-    )
-    twin = program_sm.init(init_keys)
-    rates = schedule.triangular(
-        max(config.epochs, config.warmup_epochs), config.lr_min, config.lr_max
-    )
-    for epoch in range(config.warmup_epochs):
-        twin, _, _ = run.epoch(
-            program_sm, twin, rates[epoch], warmup_keys, epoch, "warm-up epoch"
+        if not wrong.any():
+            return
+        column = int(wrong.any(0).argmax())  # the earliest step of any seed
+        row = int(wrong[:, column].argmax())
+        where = f", step {column + 1} of {values.shape[1]}" if step else ""
+        raise NonFiniteLoss(
+            f"{what}{where} is {values[row, column]} for seed "
+            f"{self.config.first_seed + row} ({self.config.model}). A lower --lr-max, "
+            "gradient clipping (--clip-norm 1) or a bound on lam (--constraint unique) "
+            "may help."
         )
-    return program.adopt(state, twin)
 
 
-def blank(config, program, init_keys):
-    """A Snapshot before the first epoch, with every array of its final shape."""
-    state = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, init_keys)
+def seed_keys(config: Config, mesh: Mesh | None = None):
+    """Keys [S] of the initial values, the warm-up's order and the training's order."""
+    first = config.first_seed
+    numbers = np.arange(first, first + config.seeds, dtype=np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(config.seed), sharding.put(numbers, mesh, spread=True)
     )
+    fold_in = jax.vmap(jax.random.fold_in, (0, None))
+    return tuple(fold_in(keys, stream) for stream in range(3))
+
+
+def evaluation_data(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images, labels, is_test) of the test and, after them, the validation images."""
+    images = np.concatenate([dataset.test_images, dataset.val_images])
+    labels = np.concatenate([dataset.test_labels, dataset.val_labels])
+    return images, labels, np.arange(len(labels)) < len(dataset.test_labels)
+
+
+def blank(
+    config: Config, program: programs.EnsembleProgram, has_validation: bool
+) -> Snapshot:
+    """A Snapshot before the first epoch, with every array of its final shape."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
+    shapes = jax.eval_shape(program.init, keys)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     each = (config.seeds, config.epochs)
+    parts = ("train", "test", "val") if has_validation else ("train", "test")
     history = {
-        name: np.full(each, np.nan)
-        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        f"{part}_{kind}": np.full(each, np.nan)
+        for part in parts
+        for kind in ("loss", "accuracy")
     }
     if config.model == "ibnn":
-        for name in (
-            "lam",
-            "solver_steps",
-            "solver_steps_max",
-            "solver_converged",
-            "solver_residual_max",
-        ):
+        for name in ("lam", *SOLVER_METRICS):
             history[name] = np.full((*each, config.layers), np.nan)
     return Snapshot(
-        0,
-        state,
-        (state.params, state.rest),
-        np.full(config.seeds, np.inf),
-        history,
-        np.full(config.epochs, np.nan),
+        epoch=0,
+        state=state,
+        best=(state.params, state.rest),
+        best_loss=np.full(config.seeds, np.inf),
+        history=history,
+        seconds=np.full(config.epochs, np.nan),
     )
 
 
-def _next(old, state, metrics, seconds):
+def _next(old: Snapshot, state, metrics: dict, seconds: float) -> Snapshot:
     """The Snapshot one epoch later; the old one stays as it is."""
-    history, epoch = (
-        {name: values.copy() for name, values in old.history.items()},
-        old.epoch,
-    )
+    epoch = old.epoch
+    history = {name: values.copy() for name, values in old.history.items()}
     for name, values in history.items():
         values[:, epoch] = metrics[name]
-    better = metrics["test_loss"] < old.best_loss
-    choose = lambda new, kept: np.where(
-        better.reshape(-1, *[1] * (new.ndim - 1)), new, kept
-    )
-    best = jax.tree.map(choose, (state.params, state.rest), old.best)
+    loss = metrics["val_loss" if "val_loss" in history else "test_loss"]
+    better = loss < old.best_loss
+
+    def choose(new, kept):
+        return np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+
     all_seconds = old.seconds.copy()
     all_seconds[epoch] = seconds
     return Snapshot(
-        epoch + 1,
-        state,
-        best,
-        np.where(better, metrics["test_loss"], old.best_loss),
-        history,
-        all_seconds,
+        epoch=epoch + 1,
+        state=state,
+        best=jax.tree.map(choose, (state.params, state.rest), old.best),
+        best_loss=np.where(better, loss, old.best_loss),
+        history=history,
+        seconds=all_seconds,
     )

@@ -3,24 +3,42 @@
 from functools import partial
 from math import prod
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import ibnn_jax
+from train.config import Config
 
+COUPLED_AXES = {"channel": (-3, -2), "layer": (-3, -2, -1), "pixel": (-1,)}
 SOLVERS = {
-    "meanfield": "MeanField",
-    "newton": "Newton",
-    "picard": "Picard",
-    "gradient_descent": "GradientDescent",
-    "anderson": "Anderson",
-    "broyden": "Broyden",
+    "meanfield": ibnn_jax.MeanField,
+    "newton": ibnn_jax.Newton,
+    "picard": ibnn_jax.Picard,
+    "gradient_descent": ibnn_jax.GradientDescent,
+    "anderson": ibnn_jax.Anderson,
+    "broyden": ibnn_jax.Broyden,
 }
-AXES = {"channel": (-3, -2), "layer": (-3, -2, -1), "pixel": (-1,)}
 
 
-def build_model(config, image_shape, classes, key, implicit, axis_name=None):
-    """The UCN a config describes, with the initial values of this key."""
+def build_model(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    key: jax.Array,
+    implicit: bool,
+    axis_name: str | None = None,
+) -> ibnn_jax.UCN:
+    """The UCN a config describes, with the initial values of this key.
+
+    Args:
+        implicit: with implicit-bias neurons, or its standard twin.
+        axis_name: the mapped axis that each batch is spread over.
+
+    Raises:
+        ValueError: the coupling's window is larger than the images.
+    """
+    config.check_window(image_shape[:2])
     return ibnn_jax.UCN(
         image_shape,
         classes,
@@ -34,13 +52,9 @@ def build_model(config, image_shape, classes, key, implicit, axis_name=None):
     )
 
 
-def _neuron(config, image_shape):
+def _neuron(config: Config, image_shape: tuple[int, int, int]) -> partial:
     """The factory of the implicit layers."""
-    if config.coupling in AXES:
-        coupling = ibnn_jax.Uniform(axes=AXES[config.coupling])
-    else:
-        sides = tuple(int(side) for side in config.coupling.split("x"))
-        coupling = ibnn_jax.Window(size=sides)
+    coupling = build_coupling(config)
     return partial(
         ibnn_jax.ImplicitBias,
         lam=config.lam,
@@ -49,25 +63,37 @@ def _neuron(config, image_shape):
         coupling=coupling,
         constraint=None if config.constraint == "none" else config.constraint,
         solver=_solver(config, coupling, (*image_shape[:2], config.channels)),
-        adjoint=_adjoint(config),
+        adjoint=build_adjoint(config),
         tol=config.tol,
         max_steps=config.max_steps,
     )
 
 
-def _adjoint(config):
+def build_coupling(config: Config) -> ibnn_jax.Uniform | ibnn_jax.Window:
+    """Who is coupled with whom."""
+    if config.window:
+        return ibnn_jax.Window(size=config.window)
+    return ibnn_jax.Uniform(axes=COUPLED_AXES[config.coupling])
+
+
+def build_adjoint(
+    config: Config,
+) -> ibnn_jax.Implicit | ibnn_jax.Unrolled | ibnn_jax.Phantom:
+    """How the implicit layers are differentiated."""
     if config.adjoint == "implicit":
         return ibnn_jax.Implicit(max_relative_residual=config.give_up)
-    return getattr(ibnn_jax, config.adjoint.capitalize())()
+    return ibnn_jax.Unrolled() if config.adjoint == "unrolled" else ibnn_jax.Phantom()
 
 
-def _solver(config, coupling, maps):
+def _solver(config: Config, coupling, maps: tuple[int, ...]):
     """The solver a config asks for, for this coupling of maps [H, W, C]."""
     uniform = isinstance(coupling, ibnn_jax.Uniform)
     if uniform and not config.retry and config.solver in ("auto", "meanfield"):
         return ibnn_jax.MeanField(cells=(15,), pairwise_max_size=0)
+    if config.adjoint == "unrolled" and config.solver == "auto":
+        return "auto"  # of those solvers that can be unrolled
     if config.solver != "auto":
-        return getattr(ibnn_jax, SOLVERS[config.solver])()
+        return SOLVERS[config.solver]()
     neurons = prod(maps[axis] for axis in coupling.axes)
     to_its_bound = config.train_lam and config.constraint == "unique"
     return ibnn_jax.default_solver(coupling, neurons, at_the_bound=to_its_bound)

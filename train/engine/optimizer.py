@@ -2,12 +2,16 @@
 
 import optax
 
+from train.config import Config
 
-def build_optimizer(config):
-    """Clipped gradients through momentum; the step is minus the rate times what comes out, as in PyTorch's SGD."""
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity()
-    )
+
+def build_optimizer(config: Config) -> optax.GradientTransformation:
+    """Clipped gradients through momentum.
+
+    The step is minus the rate times what comes out, as in PyTorch's SGD.
+    """
+    if config.clip_norm:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    else:
+        clip = optax.identity()
     return optax.chain(clip, optax.trace(decay=config.momentum))

@@ -1,6 +1,5 @@
-"""The compiled functions of a run: initial state, one epoch, evaluation; every one over all seeds at once."""
+"""The compiled functions of a run, each over all seeds at once."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,11 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int, UInt8
 
 import ibnn_jax
-from train.distributed.sharding import over_seeds
+from train.config import Config
+from train.distributed.sharding import DataAxis, over_seeds
 from train.engine.model import build_model
 from train.engine.optimizer import build_optimizer
+
+Images = UInt8[Array, "N H W C"] | Float[Array, "N H W C"]
+Labels = Int[Array, " N"]
 
 
 class State(NamedTuple):
@@ -24,231 +30,277 @@ class State(NamedTuple):
     momentum: optax.OptState
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """Jitted functions, S the number of seeds; each compiles once per shape of its arguments.
-
-    init(keys [S]) -> State
-    adopt(state, twin) -> state with the twin's weights and statistics, its momentum as it was; twin is of the SM twin
-    epoch(state, rate [], keys [S], images, labels) -> state, losses [S, steps], correct [S] (of steps * batch images)
-    evaluate(state, images, labels) -> dict of loss [S], correct [S], lam [S, n], and for implicit layers
-        solver_steps, solver_steps_max, solver_residual_max, solver_converged [S, layers]
-    network(params, rest) -> the model of one seed in evaluation mode, not jitted: to be called inside vmap or jit
-    """
-
-    init: Callable
-    adopt: Callable
-    epoch: Callable
-    evaluate: Callable
-    network: Callable
-    parameters: int  # trained numbers in one network
+@functools.lru_cache(maxsize=32)
+def _build(config, image_shape, classes, implicit, mesh):
+    return EnsembleProgram(config, image_shape, classes, implicit, mesh)
 
 
-def build(config, image_shape, classes, implicit, mesh=None):
-    """The Program of a resolved config. Runs that differ in their inputs only share one, and its compiled code.
+def build(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    implicit: bool,
+    mesh: Mesh | None = None,
+) -> "EnsembleProgram":
+    """The program of a resolved config.
 
-    mesh: `sharding.make_mesh`; the seeds, and each batch, are spread over it.
+    Runs that differ in their inputs only share one, and its compiled code.
+
+    Args:
+        implicit: of networks with implicit bias, or of their standard twins.
+        mesh: from `sharding.make_mesh`; seeds, and each batch, are spread over it.
     """
     return _build(config.compiled_part(), tuple(image_shape), classes, implicit, mesh)
 
 
-@functools.lru_cache(maxsize=32)
-def _build(config, image_shape, classes, implicit, mesh):
-    dtype = jnp.float64 if config.x64 else jnp.float32
-    optimizer = build_optimizer(config)
-    parts = mesh.shape["data"] if mesh else 1
-    axis = "data" if parts > 1 else None
+class EnsembleProgram:
+    """Networks of one structure: their start, an epoch of training, their evaluation.
 
-    def over_data(reduce, tree):
-        return jax.tree.map(lambda x: reduce(x, axis), tree) if axis else tree
+    The jitted functions take and return arrays with a leading axis of S seeds, and
+    compile once per shape of their arguments:
 
-    def my_part(rows, size):
-        """This device's `size` of the rows."""
-        return (
-            jax.lax.dynamic_slice_in_dim(
-                rows, jax.lax.axis_index(axis) * size, size, -1
-            )
-            if axis
-            else rows
-        )
+        init(keys [S]) -> State
+        adopt(state, twin) -> state with the weights and statistics of the standard
+            twin's state, and its own momentum
+        epoch(state, rate [], keys [S], images, labels) -> state, losses [S, steps],
+            correct [S], out of steps * batch images
+        evaluate(state, images, labels, is_test [N]) -> dict, see `_evaluate`
 
-    def split(model):
-        return nnx.split(model, nnx.Param, ...)
+    The methods they are made of work on a single seed.
+    """
 
-    def abstract(implicit):
-        return nnx.eval_shape(
-            lambda: build_model(
-                config, image_shape, classes, jax.random.key(0), implicit, axis
-            )
-        )
+    def __init__(
+        self,
+        config: Config,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        implicit: bool,
+        mesh: Mesh | None = None,
+    ):
+        self.config, self.implicit, self.mesh = config, implicit, mesh
+        self.image_shape, self.classes = image_shape, classes
+        self.dtype = jnp.float64 if config.x64 else jnp.float32
+        self.optimizer = build_optimizer(config)
+        self.data_axis = DataAxis.of(mesh)
+        self._graphs = {kind: self._graph(kind) for kind in {implicit, False}}
 
-    structure = {kind: split(abstract(kind))[0] for kind in {implicit, False}}
+        self.init = self._compiled(self._init, (0,), **_unoptimised())
+        self.adopt = self._compiled(self._adopt, (0, 0))
+        self.epoch = self._compiled(self._epoch, (0, None, 0, None, None))
+        self.evaluate = self._compiled(self._evaluate, (0, None, None, None))
 
-    def merge(params, rest, implicit=implicit):
-        return nnx.merge(structure[implicit], params, rest, copy=True)
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Trained numbers in one network."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0)).params
+        return sum(x.size for x in jax.tree.leaves(shapes))
 
-    def pixels(images):
-        return (
-            images.astype(dtype) / 255
-            if images.dtype == jnp.uint8
-            else images.astype(dtype)
-        )
-
-    def cross_entropy(logits, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(dtype), labels
-        )
-
-    def init(key):
-        model = build_model(config, image_shape, classes, key, implicit, axis)
-        ibnn_jax.project(
-            model
-        )  # an initial lam outside its bound would do harm before the first update
-        _, params, rest = split(model)
-        floating = lambda x: (
-            x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        )
-        params, rest = jax.tree.map(floating, (params, rest))
-        return State(params, rest, optimizer.init(params))
-
-    def adopt(state, twin):
-        model = merge(state.params, state.rest)
-        ibnn_jax.transfer(merge(twin.params, twin.rest, implicit=False), model)
-        return State(*split(model)[1:], state.momentum)
-
-    def train_step(state, rate, images, labels):
-        def loss(params):
-            model = merge(params, state.rest)
-            model.train()
-            logits = model(pixels(images))
-            correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
-            return cross_entropy(logits, labels).mean(), (correct, split(model)[2])
-
-        (value, (correct, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params
-        )
-        (value, gradient), correct = (
-            over_data(jax.lax.pmean, (value, gradient)),
-            over_data(jax.lax.psum, correct),
-        )
-        direction, momentum = optimizer.update(gradient, state.momentum, state.params)
-        params = jax.tree.map(
-            lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction
-        )
-        model = merge(params, rest)
-        ibnn_jax.project(model)
-        return State(*split(model)[1:], momentum), (value, correct)
-
-    def epoch(state, rate, key, images, labels):
-        size = len(labels)
-        batch = min(config.batch_size, size)
-        steps = -(-size // batch)
-        order = jax.random.permutation(key, size)
-        # The last batch is filled up from the front of the order: every image is seen, every batch has one shape.
-        if batch % parts:
-            raise ValueError(
-                f"a batch of {batch} images does not divide evenly over data_devices={parts}"
-            )
-        batches = my_part(
-            order[jnp.arange(steps * batch) % size].reshape(steps, batch),
-            batch // parts,
-        )
-        state, (losses, correct) = jax.lax.scan(
-            lambda s, rows: train_step(s, rate, images[rows], labels[rows]),
-            state,
-            batches,
-        )
-        return state, losses, correct.sum()
-
-    def evaluate(state, images, labels):
-        size = len(labels)
-        batch = min(config.eval_batch_size, size)
-        count = -(-size // (batch * parts))  # batches of each device
-        batches = my_part(jnp.arange(parts * count * batch), count * batch).reshape(
-            count, batch
-        )
-        model = network(state.params, state.rest)
-
-        def one(rows):
-            real = (
-                rows < size
-            )  # the last batch is padded with the first image, which then does not count
-            rows = jnp.where(real, rows, 0)
-            logits, stats = model(pixels(images[rows]), return_stats=True)
-            found = {
-                "loss": jnp.where(real, cross_entropy(logits, labels[rows]), 0).sum(),
-                "correct": (real & (logits.argmax(-1) == labels[rows])).sum(
-                    dtype=jnp.int32
-                ),
-            }
-            over = lambda reduce, field: jnp.stack(
-                [
-                    reduce(
-                        jnp.where(
-                            real[:, None], getattr(s, field).reshape(batch, -1), 0
-                        )
-                    )
-                    for s in stats
-                ]
-            )
-            if stats:
-                found["groups"] = jnp.stack(
-                    [real.sum() * (s.steps.size // batch) for s in stats]
-                )
-                found["solver_steps"] = over(lambda x: x.sum(dtype=jnp.int32), "steps")
-                found["solver_converged"] = over(
-                    lambda x: x.sum(dtype=jnp.int32), "converged"
-                )
-                found["solver_steps_max"] = over(jnp.max, "steps")
-                found["solver_residual_max"] = over(jnp.max, "residual")
-            return found
-
-        found = jax.lax.map(one, batches)
-        total = {
-            name: over_data(jax.lax.pmax, value.max(0))
-            if name.endswith("max")
-            else over_data(jax.lax.psum, value.sum(0))
-            for name, value in found.items()
-        }
-        total["loss"] = total["loss"] / size
-        if "groups" in total:
-            groups = total.pop("groups")
-            total |= {
-                name: total[name].astype(dtype) / groups
-                for name in ("solver_steps", "solver_converged")
-            }
-        lams = model.lams()
-        if lams:
-            total["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
-        return total
-
-    def network(params, rest):
-        model = merge(params, rest)
+    def network(self, params: nnx.State, rest: nnx.State) -> ibnn_jax.UCN:
+        """The model of one seed in evaluation mode; to be called inside vmap or jit."""
+        model = self._merge(params, rest)
         model.eval()
         return model
 
-    def compiled(function, seeds, **options):
-        """Jitted over the seeds; seeds says which arguments have that axis. TF32 and the like are chosen at tracing."""
+    # The structure of a network, and its state.
+
+    def _model(self, key, implicit: bool) -> ibnn_jax.UCN:
+        return build_model(
+            self.config,
+            self.image_shape,
+            self.classes,
+            key,
+            implicit,
+            self.data_axis.name,
+        )
+
+    def _graph(self, implicit: bool):
+        abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0), implicit))
+        return nnx.split(abstract, nnx.Param, ...)[0]
+
+    def _merge(self, params, rest, implicit: bool | None = None) -> ibnn_jax.UCN:
+        kind = self.implicit if implicit is None else implicit
+        return nnx.merge(self._graphs[kind], params, rest, copy=True)
+
+    @staticmethod
+    def _split(model: ibnn_jax.UCN) -> tuple[nnx.State, nnx.State]:
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return params, rest
+
+    # The functions of one seed.
+
+    def _init(self, key: Array) -> State:
+        model = self._model(key, self.implicit)
+        # An initial lam outside its bound would do harm before the first update.
+        ibnn_jax.project(model)
+        params, rest = jax.tree.map(self._floating, self._split(model))
+        return State(params, rest, self.optimizer.init(params))
+
+    def _adopt(self, state: State, twin: State) -> State:
+        model = self._merge(state.params, state.rest)
+        ibnn_jax.transfer(self._merge(twin.params, twin.rest, implicit=False), model)
+        return State(*self._split(model), state.momentum)
+
+    def _epoch(self, state: State, rate: Array, key: Array, images, labels):
+        """One epoch in the order that the key gives.
+
+        The last batch is filled up from the front of the order: every image is seen,
+        and every batch has one shape.
+        """
+        size = len(labels)
+        batch = min(self.config.batch_size, size)
+        steps = -(-size // batch)
+        order = jax.random.permutation(key, size)
+        rows = order[jnp.arange(steps * batch) % size].reshape(steps, batch)
+
+        def step(state, rows):
+            return self._step(state, rate, images[rows], labels[rows])
+
+        mine = self.data_axis.my_share(rows)
+        state, (losses, correct) = jax.lax.scan(step, state, mine)
+        return state, losses, correct.sum()
+
+    def _step(self, state: State, rate: Array, images: Images, labels: Labels):
+        """One update: x - rate * direction, then lam back into its bound."""
+
+        def loss(params):
+            model = self._merge(params, state.rest)
+            model.train()
+            logits = model(self._pixels(images))
+            correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
+            mean = self._cross_entropy(logits, labels).mean()
+            return mean, (correct, self._split(model)[1])
+
+        differentiated = jax.value_and_grad(loss, has_aux=True)
+        (value, (correct, rest)), gradient = differentiated(state.params)
+        value, gradient = self.data_axis.mean((value, gradient))
+        correct = self.data_axis.sum(correct)
+        direction, momentum = self.optimizer.update(
+            gradient, state.momentum, state.params
+        )
+        params = jax.tree.map(
+            lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction
+        )
+        model = self._merge(params, rest)
+        ibnn_jax.project(model)
+        return State(*self._split(model), momentum), (value, correct)
+
+    def _evaluate(
+        self, state: State, images: Images, labels: Labels, is_test: Bool[Array, " N"]
+    ) -> dict[str, Array]:
+        """Evaluate one network on test and validation images, all in one pass.
+
+        Returns:
+            test_loss, val_loss: means over the images of each part; NaN without any.
+            test_correct, val_correct: numbers of images.
+            lam [n], and for implicit layers, over the test images, solver_steps,
+            solver_steps_max, solver_residual_max, solver_converged [layers].
+        """
+        model = self.network(state.params, state.rest)
+        size = len(labels)
+        batch = min(self.config.eval_batch_size, size)
+        count = -(-size // (batch * self.data_axis.parts))  # batches of each device
+        everyone = jnp.arange(self.data_axis.parts * count * batch)
+        rows = self.data_axis.my_share(everyone).reshape(count, batch)
+
+        def one_batch(rows):
+            # The last batch is padded with the first image, which then does not count.
+            real = rows < size
+            rows = jnp.where(real, rows, 0)
+            logits, stats = model(self._pixels(images[rows]), return_stats=True)
+            test = real & is_test[rows]
+            found = {
+                "test": self._scores(logits, labels[rows], test),
+                "val": self._scores(logits, labels[rows], real & ~is_test[rows]),
+            }
+            return found, [_solver_sums(each, test) for each in stats]
+
+        found, stats = jax.lax.map(one_batch, rows)
+        found = self.data_axis.sum(jax.tree.map(lambda x: x.sum(0), found))
+        totals = {
+            "test_loss": found["test"]["loss"] / is_test.sum(),
+            "val_loss": found["val"]["loss"] / (~is_test).sum(),
+            "test_correct": found["test"]["correct"],
+            "val_correct": found["val"]["correct"],
+        }
+        if stats:
+            totals |= self._solver_totals(stats)
+        lams = model.lams()
+        if lams:
+            totals["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
+        return totals
+
+    def _scores(self, logits, labels, counted: Bool[Array, " N"]) -> dict[str, Array]:
+        losses = jnp.where(counted, self._cross_entropy(logits, labels), 0)
+        correct = counted & (logits.argmax(-1) == labels)
+        return {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.int32)}
+
+    def _solver_totals(self, stats: list[dict[str, Array]]) -> dict[str, Array]:
+        """The statistics of each layer over all batches: [layers]."""
+        layers = jax.tree.map(lambda *each: jnp.stack(each, -1), *stats)
+        sums = {
+            name: self.data_axis.sum(layers[name].sum(0))
+            for name in ("groups", "steps", "converged")
+        }
+        largest = {
+            name: self.data_axis.max(layers[name].max(0))
+            for name in ("steps_max", "residual_max")
+        }
+        return {
+            "solver_steps": sums["steps"].astype(self.dtype) / sums["groups"],
+            "solver_converged": sums["converged"].astype(self.dtype) / sums["groups"],
+            "solver_steps_max": largest["steps_max"],
+            "solver_residual_max": largest["residual_max"],
+        }
+
+    # Small things.
+
+    def _pixels(self, images: Images) -> Float[Array, "N H W C"]:
+        """Images as the networks take them, bytes in [0, 1]."""
+        floats = images.astype(self.dtype)
+        return floats / 255 if images.dtype == jnp.uint8 else floats
+
+    def _cross_entropy(self, logits, labels) -> Float[Array, " N"]:
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(self.dtype), labels
+        )
+
+    def _floating(self, x: Array) -> Array:
+        """In this run's precision, if it is floating point."""
+        return x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def _compiled(self, function: Callable, in_axes: tuple, **options):
+        """Jitted over the seeds; in_axes says which arguments have them."""
+        precision = self.config.precision
+        # Products in TF32 and the like are chosen when the function is traced.
+        products = None if precision == "bfloat16" else precision
 
         def traced(*args):
-            with jax.default_matmul_precision(
-                None if config.precision == "bfloat16" else config.precision
-            ):
-                return over_seeds(function, seeds, mesh)(*args)
+            with jax.default_matmul_precision(products):
+                return over_seeds(function, in_axes, self.mesh)(*args)
 
-        traced.__name__ = function.__name__
+        traced.__name__ = function.__name__.lstrip("_")
         return jax.jit(traced, compiler_options=options)
 
-    # Random numbers run once here and take seconds to optimise on a CPU.
-    unoptimised = (
-        {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    )
-    shapes = jax.eval_shape(init, jax.random.key(0)).params
-    return Program(
-        init=compiled(init, (0,), **unoptimised),
-        adopt=compiled(adopt, (0, 0)),
-        epoch=compiled(epoch, (0, None, 0, None, None)),
-        evaluate=compiled(evaluate, (0, None, None)),
-        network=network,
-        parameters=sum(x.size for x in jax.tree.leaves(shapes)),
-    )
+
+def _solver_sums(stats, counted: Bool[Array, " N"]) -> dict[str, Array]:
+    """The statistics of one implicit layer over the counted images of a batch."""
+    batch = len(counted)
+
+    def per_image(field):
+        return jnp.where(counted[:, None], field.reshape(batch, -1), 0)
+
+    steps = per_image(stats.steps)
+    return {
+        "groups": counted.sum() * (stats.steps.size // batch),
+        "steps": steps.sum(dtype=jnp.int32),
+        "converged": per_image(stats.converged).sum(dtype=jnp.int32),
+        "steps_max": steps.max(),
+        "residual_max": per_image(stats.residual).max(),
+    }
+
+
+def _unoptimised() -> dict[str, int]:
+    """Compiler options for code that runs once, which a CPU optimises for seconds."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0}

@@ -1,8 +1,9 @@
-"""The folder of a run, read and written without JAX: config, metrics, timings, summary, and the table made of them.
+"""The folder of a run, read and written without JAX.
 
 config.json    the options, resolved
 setup.json     what was known at the start: data, parameters, versions, device
-metrics.jsonl  a line for every model, epoch and seed; the same bytes whenever the same run is repeated on the same CPU
+metrics.jsonl  a line for every model, epoch and seed; the same bytes whenever the same
+               run is repeated on the same CPU
 seconds.jsonl  a line for every model and epoch
 summary.json   the results, written last: a run that has it is finished
 """
@@ -11,196 +12,256 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.config import Config
+from train.runs.files import (
+    append_text,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from train.engine.loop import Snapshot
+
+__all__ = [
+    "RunFolder",
+    "read",
+    "read_all",
+    "read_config",
+    "read_json",
+    "read_lines",
+    "write_json",
+    "write_text",
+]
+
+# History of one model: name -> [S, epochs] or [S, epochs, n], and "seconds" [epochs].
+History = dict[str, np.ndarray]
 
 
 class RunFolder:
     """The folder of one run, held by one process at a time."""
 
-    def __init__(self, config):
-        self.config, self.path = config, Path(config.out)
+    def __init__(self, config: Config):
+        self.config, self.path = config, Path(config.out or ".")
 
-    def __truediv__(self, name):
+    def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     @contextlib.contextmanager
-    def held(self):
-        """Make the folder, keep other processes out, and write config.json or check that it says the same.
+    def held(self) -> Iterator["RunFolder"]:
+        """Make the folder, keep other processes out, and settle config.json.
 
-        ValueError if another process trains here, or if the folder is of a run with other options.
+        Raises:
+            ValueError: another process trains here, or the folder is of a run with
+                other options.
+            OSError: the folder cannot be made.
         """
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise ValueError(
+                    f"{path} is a file, not a folder; give another folder by --out"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self / ".lock", "w") as lock:
             try:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # goes with the process, even a killed one
+                # The lock goes with the process, even a killed one.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
                     f"another process is training into {self.path}"
                 ) from None
-            self._check_config()
+            self._settle_config()
             yield self
 
-    def _check_config(self):
+    def _settle_config(self) -> None:
+        """Write config.json, or check that it allows this run to go on."""
         file = self / "config.json"
-        if file.exists():
-            old = Config.from_dict(json.loads(file.read_text()))
-            names = self.config.differences(old)
-            if names:
-                differ = "; ".join(
-                    f"{n} is {getattr(old, n)!r} there and {getattr(self.config, n)!r} here"
-                    for n in names
-                )
-                raise ValueError(
-                    f"{self.path} holds a run with other options: {differ}. Give another folder by --out, or the "
-                    "same options to resume it"
-                )
-        else:
+        if not file.exists():
             write_json(file, dataclasses.asdict(self.config))
+            return
+        old = read_config(self.path)
+        names = self.config.differences(old)
+        if names == ["epochs"] and self._extends(old):
+            (self / "summary.json").unlink(missing_ok=True)
+            write_json(file, dataclasses.asdict(self.config))
+        elif names:
+            differ = "; ".join(
+                f"{n} is {getattr(old, n)!r} there and {getattr(self.config, n)!r} here"
+                for n in names
+            )
+            raise ValueError(
+                f"{self.path} holds a run with other options: {differ}. Give another "
+                "folder by --out, or the same options to resume it"
+            )
 
-    def finished(self):
+    def _extends(self, old: Config) -> bool:
+        """May this run go on with more epochs? False if it is not about that.
+
+        Raises:
+            ValueError: the rates of the epochs that are done would have been others.
+        """
+        if self.config.epochs < old.epochs:
+            return False
+        if self.config.schedule != "constant":
+            raise ValueError(
+                f"{self.path} holds a run of {old.epochs} epochs, which cannot be "
+                f"extended to {self.config.epochs}: the {self.config.schedule} "
+                "schedule would have given its first epochs other learning rates; only "
+                "--schedule constant can be extended. Give another folder by --out"
+            )
+        return True
+
+    def finished(self) -> bool:
         return (self / "summary.json").exists()
 
-    def check_setup(self, setup):
-        """Write setup.json, or check that the data is still what it was. ValueError if it is not."""
+    def check_setup(self, setup: dict) -> None:
+        """Write setup.json, or check that the data is still what it was.
+
+        Raises:
+            ValueError: it is not.
+        """
         file = self / "setup.json"
         if file.exists():
-            old = read_json(file)["data"]["fingerprint"]
-            if old != setup["data"]["fingerprint"]:
+            old = _get(read_json(file), file, "data", "fingerprint")
+            new = setup["data"]["fingerprint"]
+            if old != new:
                 raise ValueError(
-                    f"the data set is not the one the run in {self.path} was begun with (digest {old}, now "
-                    f"{setup['data']['fingerprint']}); give another folder by --out"
+                    f"the data set is not the one the run in {self.path} was begun "
+                    f"with (digest {old}, now {new}); give another folder by --out"
                 )
         write_json(file, setup)
 
-    def rewrite(self, snapshots):
-        """Make metrics.jsonl and seconds.jsonl say what these Snapshots {model: Snapshot} say, and nothing else."""
-        for name, lines in (
-            ("metrics.jsonl", self._metrics),
-            ("seconds.jsonl", _seconds),
-        ):
+    def rewrite(self, snapshots: "dict[str, Snapshot]") -> None:
+        """Make metrics.jsonl and seconds.jsonl hold these snapshots, nothing else."""
+        for name, lines in self._logs():
             text = "".join(
-                lines(model, s, epoch)
-                for model, s in snapshots.items()
-                for epoch in range(s.epoch)
+                lines(model, snapshot, epoch)
+                for model, snapshot in snapshots.items()
+                for epoch in range(snapshot.epoch)
             )
             write_text(self / name, text)
 
-    def append(self, model, snapshot):
+    def append(self, model: str, snapshot: "Snapshot") -> None:
         """Add the lines of the last epoch."""
-        for name, lines in (
-            ("metrics.jsonl", self._metrics),
-            ("seconds.jsonl", _seconds),
-        ):
-            with open(self / name, "a") as file:
-                file.write(lines(model, snapshot, snapshot.epoch - 1))
+        for name, lines in self._logs():
+            append_text(self / name, lines(model, snapshot, snapshot.epoch - 1))
 
-    def _metrics(self, model, snapshot, epoch):
-        lines = ""
+    def _logs(self):
+        return ("metrics.jsonl", self._metrics), ("seconds.jsonl", _seconds)
+
+    def _metrics(self, model: str, snapshot: "Snapshot", epoch: int) -> str:
+        lines = []
         for row in range(self.config.seeds):
-            values = {
-                name: value[row, epoch].tolist()
-                for name, value in snapshot.history.items()
-            }
-            lines += (
-                json.dumps(
-                    {
-                        "model": model,
-                        "seed": self.config.first_seed + row,
-                        "epoch": epoch + 1,
-                    }
-                    | values
-                )
-                + "\n"
-            )
-        return lines
+            seed = self.config.first_seed + row
+            line = {"model": model, "seed": seed, "epoch": epoch + 1}
+            for name, values in snapshot.history.items():
+                line[name] = values[row, epoch].tolist()
+            lines.append(json.dumps(line) + "\n")
+        return "".join(lines)
 
 
-def _seconds(model, snapshot, epoch):
-    return (
-        json.dumps(
-            {
-                "model": model,
-                "epoch": epoch + 1,
-                "seconds": round(float(snapshot.seconds[epoch]), 4),
-            }
-        )
-        + "\n"
-    )
+def _seconds(model: str, snapshot: "Snapshot", epoch: int) -> str:
+    seconds = round(float(snapshot.seconds[epoch]), 4)
+    line = {"model": model, "epoch": epoch + 1, "seconds": seconds}
+    return json.dumps(line) + "\n"
 
 
-def write_text(path, text):
-    """Write beside and rename: whoever reads finds the old text or the new one."""
-    beside = Path(f"{path}.new")
-    with open(beside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+def read_config(folder: str | Path) -> Config:
+    """The options of a run.
+
+    Raises:
+        FileNotFoundError: there is no run in this folder.
+        ValueError: config.json is damaged, or of another version of this program.
+    """
+    file = Path(folder, "config.json")
+    if not file.exists():
+        raise FileNotFoundError(f"there is no run in {folder}: it has no config.json")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged: it holds no options")
+    try:
+        return Config.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def read(folder: str | Path) -> dict[str, History]:
+    """The complete epochs of every model of a run, and "seed" [S], the seeds' numbers.
 
-
-def read_json(path):
-    return json.loads(Path(path).read_text())
-
-
-def read_lines(path):
-    """The lines of a .jsonl file; one cut off in the middle of its writing, at the end, is left out."""
-    lines = (
-        Path(path).read_text().splitlines(keepends=True) if Path(path).exists() else []
-    )
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def read(folder):
-    """{model: {name: array [S, epochs] or [S, epochs, n]}} of a run, with "seconds" [epochs]: the epochs that are complete."""
-    lines, seconds = (
-        read_lines(Path(folder, "metrics.jsonl")),
-        read_lines(Path(folder, "seconds.jsonl")),
-    )
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: metrics.jsonl or seconds.jsonl is damaged.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    file, seconds_file = Path(folder, "metrics.jsonl"), Path(folder, "seconds.jsonl")
+    seconds = read_lines(seconds_file)
+    by_model: dict[str, list[dict]] = {}
+    for line in read_lines(file):
+        by_model.setdefault(_get(line, file, "model"), []).append(line)
     found = {}
-    for model in dict.fromkeys(line["model"] for line in lines):
-        seeds = sorted({line["seed"] for line in lines if line["model"] == model})
-        table = {
-            (line["seed"], line["epoch"]): line
-            for line in lines
-            if line["model"] == model
-        }
-        epochs = min(max(e for s, e in table if s == seed) for seed in seeds)
-        names = [
-            name
-            for name in table[seeds[0], 1]
-            if name not in ("model", "seed", "epoch")
+    for model, lines in by_model.items():
+        found[model] = _history(lines, file)
+        epochs = found[model]["test_accuracy"].shape[1]
+        times = [
+            _get(line, seconds_file, "seconds")
+            for line in seconds
+            if line.get("model") == model
         ]
-        found[model] = {
-            n: np.array(
-                [[table[s, e + 1][n] for e in range(epochs)] for s in seeds], float
-            )
-            for n in names
-        }
-        found[model]["seconds"] = np.array(
-            [line["seconds"] for line in seconds if line["model"] == model][:epochs]
-        )
+        found[model]["seconds"] = np.array(times[:epochs], float)
     return found
 
 
-def read_all(folders):
-    """`read` of several runs together; a model that more than one of them has is called by its folder too."""
-    runs = {Path(folder): read(folder) for folder in folders}
-    count = lambda model: sum(model in run for run in runs.values())
-    return {
-        (model if count(model) == 1 else f"{model} ({folder.name})"): values
-        for folder, run in runs.items()
-        for model, values in run.items()
+def _history(lines: list[dict], file: Path) -> History:
+    """The lines of one model as arrays, over the epochs that every seed has."""
+    table = {
+        (_get(line, file, "seed"), _get(line, file, "epoch")): line for line in lines
     }
+    seeds = sorted({seed for seed, _ in table})
+    epochs = 0
+    while all((seed, epochs + 1) in table for seed in seeds):
+        epochs += 1
+    names = [n for n in lines[0] if n not in ("model", "seed", "epoch")]
+    history: History = {"seed": np.array(seeds)}
+    try:
+        for name in names:
+            rows = [[table[s, e + 1][name] for e in range(epochs)] for s in seeds]
+            history[name] = np.array(rows, float)
+        assert history["test_accuracy"].shape == (len(seeds), epochs)
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{file} is damaged: its lines do not hold the same metrics ({error})"
+        ) from error
+    return history
 
 
+def _get(value, file: Path, *keys: str):
+    """value[key][key]...; ValueError that names the file if it is not there."""
+    try:
+        for key in keys:
+            value = value[key]
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{file} is damaged: it has no {'.'.join(keys)}") from None
+    return value
+
+
+def read_all(folders: Iterable[str | Path]) -> dict[str, History]:
+    """`read` of several runs together; models without a finished epoch are left out.
+
+    A model that more than one of them has is called by its folder too.
+    """
+    runs = {Path(folder): read(folder) for folder in folders}
+    models = [model for run in runs.values() for model in run]
+    return {
+        (model if models.count(model) == 1 else f"{model} ({folder.name})"): history
+        for folder, run in runs.items()
+        for model, history in run.items()
+        if history["test_accuracy"].shape[1]
+    }

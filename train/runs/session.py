@@ -3,186 +3,310 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import platform
-import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from train.config import Config
 from train.distributed import processes
-from train.errors import Stopped, UserError
-from train.runs import folder as folders
+from train.errors import UserError
 from train.runs import summary as summaries
+from train.runs.folder import RunFolder, read, read_json, write_json
+from train.runs.progress import Lines
+from train.runs.trackers import TRACKERS, Tracker
+
+if TYPE_CHECKING:
+    from train.data import Dataset
+    from train.engine.loop import Snapshot
+    from train.runs.checkpoint import Checkpoints
+
+# What training imports beside ibnn_jax's own dependencies.
+PACKAGES = ("matplotlib", "orbax.checkpoint", "scipy")
+DATA_PACKAGES = {"digits": "sklearn", "npz": "numpy"}  # others: tensorflow_datasets
 
 
-def complete(config, caught, say, already=lambda path: None, team=processes.ALONE):
-    """Train what a resolved config describes, or what is missing of it; returns its RunFolder, finished.
+def complete(
+    config: Config,
+    caught: list[int] | None = None,
+    say: Callable[[str], None] | None = None,
+    *,
+    progress: Lines | None = None,
+    team: processes.Alone = processes.ALONE,
+) -> RunFolder:
+    """Train what a resolved config describes, or what is missing of it.
 
-    say(text) is told of the progress, already(path) that there was nothing to do. Raises UserError, Stopped.
+    Args:
+        caught: numbers of the signals that ask to stop, filled from outside.
+        say: gets a line for every epoch; or progress, which shows them otherwise.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        UserError: it cannot be trained.
+        Stopped: a signal asked to stop.
     """
-    folder = folders.RunFolder(config)
-    with contextlib.ExitStack() as stack:
-
-        def finished():
-            stack.enter_context(folder.held())
-            return folder.finished()
-
-        _same_options(team.gather(config))
-        if not team.broadcast_from_first(finished):
-            _run(config, folder, team, caught, say)
-        elif team.first:
-            already(folder.path)
-    return folder
+    progress = progress or Lines(say or (lambda text: None))
+    return Session(config, [] if caught is None else caught, progress, team).complete()
 
 
-def _same_options(configs):
-    """Processes of one run must be started alike."""
-    for index, config in enumerate(configs):
-        names = configs[0].differences(config, but=config.OWN)
-        if names:
-            differ = "; ".join(
-                f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}"
-                for n in names
-            )
-            raise UserError(
-                f"processes 0 and {index} were started with different options: {differ}"
-            )
+class Session:
+    """One run, its folder, the processes that share it, and what is told of it."""
 
+    def __init__(
+        self,
+        config: Config,
+        caught: list[int],
+        progress: Lines,
+        team: processes.Alone = processes.ALONE,
+    ):
+        self.config, self.caught, self.team = config, caught, team
+        # The first process speaks for all.
+        self.progress = progress if team.first else Lines(lambda text: None)
+        self.folder = RunFolder(config)
+        both = config.model == "both"
+        self.models = ("sm", "ibnn") if both else (config.model,)
+        self.tracker: Tracker = TRACKERS[config.tracker]()
 
-def _run(config, folder, team, caught, say):
-    import jax  # late: an error in the options, or a finished run, needs no JAX
+    def complete(self) -> RunFolder:
+        """Train, resume, or do nothing if it is all there; the finished folder."""
+        self._check_options()
+        begun = self.team.broadcast_from_first((self.folder / "config.json").exists)
+        # Data that is missing leaves no folder behind.
+        dataset = None if begun else self._load_data()
+        with contextlib.ExitStack() as stack:
 
-    if config.x64:
-        jax.config.update("jax_enable_x64", True)
-    from train.distributed import sharding
-    from train.engine import loop
-    from train.runs import plots
+            def finished() -> bool:
+                stack.enter_context(self.folder.held())
+                return self.folder.finished()
 
-    models = ("sm", "ibnn") if config.model == "both" else (config.model,)
+            if self.team.broadcast_from_first(finished):
+                self.progress.note(
+                    f"This run is finished already; delete {self.folder.path} to train "
+                    "it again.\n"
+                )
+            else:
+                self.team.together(self._check_packages)
+                self._train(dataset or self._load_data())
+        return self.folder
 
-    def prepare():
-        sharding.make_mesh(
-            config.seeds, config.devices, config.data_devices
-        )  # refused before the data is read
-        dataset = loop.prepare(config)
-        return dataset, {
-            model: loop.parameters(config, dataset, model) for model in models
-        }
-
-    dataset, counts = team.together(prepare)
-    if len(set(team.gather(dataset.fingerprint()))) > 1:
-        raise UserError(
-            f"the processes do not all find the same images in {config.dataset}"
-        )
-    team.broadcast_from_first(lambda: folder.check_setup(_setup(dataset, counts)))
-    say(
-        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
-        f"{'x'.join(map(str, dataset.image_shape))}; UCN({config.layers},{config.channels}), {config.seeds} seeds, on "
-        f"{jax.devices()[0].device_kind}{f', {team.count} processes' * (team.count > 1)}; results in {folder.path}"
-    )
-
-    snapshots = {}
-    for model in models:
-        snapshots[model] = _train(
-            dataclasses.replace(config, model=model),
-            dataset,
-            folder,
-            team,
-            snapshots,
-            caught,
-            say,
-        )
-
-    if team.first:
-        folder.rewrite(snapshots)
-        picture = plots.curves([folder.path], folder / "curves.png")
-        summary = {
-            "results": summaries.summarize(folders.read(folder.path)),
-            "picture": picture.name,
-        }
-        folders.write_json(
-            folder / "summary.json", summary | folders.read_json(folder / "setup.json")
-        )
-
-
-def _train(config, dataset, folder, team, before, caught, say):
-    """Train one model, from its checkpoint if there is one; before: {model: Snapshot} of those that are finished."""
-    from train.engine import loop
-    from train.runs import checkpoint
-
-    model, last, saved_at = config.model, None, time.monotonic()
-    with contextlib.ExitStack() as stack:
-        saved = (
-            stack.enter_context(checkpoint.Checkpoints(folder / "checkpoints" / model))
-            if team.first
-            else None
-        )
-
-        def resume(template):
-            nonlocal last
-            arrays = team.broadcast_from_first(lambda: saved.arrays())
-            last = checkpoint.restored(arrays, template) if arrays else None
-            if team.first:
-                folder.rewrite(
-                    before | ({model: last} if last else {})
-                )  # drops lines of epochs that no checkpoint holds
-            if last:
-                say(f"{model}: going on after epoch {last.epoch} of {config.epochs}")
-            return last
-
-        def on_epoch(snapshot):
-            nonlocal last, saved_at
-            last = snapshot
-            if team.first:
-                folder.append(model, snapshot)
-                say(_progress(config, model, snapshot))
-                if time.monotonic() - saved_at >= config.checkpoint_seconds:
-                    saved.save(snapshot)
-                    saved_at = time.monotonic()
-            stop_if_asked()
-
-        def stop_if_asked():
-            number = max(team.gather(caught[0] if caught else 0))
-            if number:
-                if team.first and last is not None:
-                    saved.save(last)
-                caught[:] = [number]  # also where it did not arrive
-                raise Stopped(
-                    f"{model}, {last.epoch if last else 0} of {config.epochs} epochs are saved in {folder.path}"
+    def _check_options(self) -> None:
+        """Processes of one run must be started alike."""
+        configs = self.team.gather(self.config)
+        for index, config in enumerate(configs):
+            names = configs[0].differences(config, between="processes")
+            if names:
+                differ = "; ".join(
+                    f"{n} is {getattr(configs[0], n)!r} and {getattr(config, n)!r}"
+                    for n in names
+                )
+                raise UserError(
+                    f"processes 0 and {index} were started with different options: "
+                    f"{differ}"
                 )
 
-        # Several processes must agree to stop, which they do between epochs only.
-        poll = stop_if_asked if team.count == 1 else None
-        try:
-            snapshot = loop.train(
-                config, dataset, resume=resume, on_epoch=on_epoch, poll=poll
+    def _check_packages(self) -> None:
+        """ImportError with the remedy if a package is missing that training needs."""
+        kind = "npz" if self.config.dataset.endswith(".npz") else self.config.dataset
+        data_package = DATA_PACKAGES.get(kind, "tensorflow_datasets")
+        missing = [
+            name for name in (*PACKAGES, data_package) if not _is_installed(name)
+        ]
+        if missing:
+            raise ImportError(
+                f"training needs {', '.join(missing)}, not installed here: "
+                "pip install -e '.[train]' in the checkout of ibnn_jax"
             )
-        except loop.NonFiniteLoss as error:
+
+    def _load_data(self) -> "Dataset":
+        """The data set, the same in every process; the devices can take the seeds."""
+        self.team.together(self._check_packages)
+        import jax  # late: an error in the options, or a finished run, needs no JAX
+
+        from train.data import prepare
+        from train.distributed.sharding import make_mesh
+        from train.engine import compile_cache
+
+        compile_cache.enable(self.config.compile_cache)
+        if self.config.x64:
+            jax.config.update("jax_enable_x64", True)
+
+        def load() -> "Dataset":
+            config = self.config
+            # Refused before the data is read.
+            make_mesh(config.seeds, config.devices, config.data_devices)
+            dataset = prepare(config)
+            config.check_window(dataset.image_shape[:2])
+            return dataset
+
+        dataset = self.team.together(load)
+        if len(set(self.team.gather(dataset.fingerprint()))) > 1:
+            raise UserError(
+                "the processes do not all find the same images in "
+                f"{self.config.dataset}"
+            )
+        return dataset
+
+    def _train(self, dataset: "Dataset") -> None:
+        """Train every model that is not finished, then write the results."""
+        self._begin(dataset)
+        with contextlib.ExitStack() as stack:
+            saved = self._open_checkpoints(stack)
+            snapshots = self._restore(dataset, saved)
+            self.team.broadcast_from_first(lambda: self._start_logs(snapshots))
+            stack.callback(self.tracker.finish)
+            for model in self.models:
+                snapshot = self._train_model(
+                    model, dataset, snapshots.get(model), saved.get(model)
+                )
+                snapshots[model] = snapshot
+        self.team.broadcast_from_first(lambda: self._write_results(snapshots))
+
+    def _begin(self, dataset: "Dataset") -> None:
+        import jax
+
+        from train.engine.loop import parameters
+
+        counts = self.team.together(
+            lambda: {m: parameters(self.config, dataset, m) for m in self.models}
+        )
+        setup = {"data": describe_data(dataset), "parameters": counts} | environment()
+        self.team.broadcast_from_first(lambda: self.folder.check_setup(setup))
+        count = self.team.count
+        parts = [f"{len(dataset.train_labels):,} training"]
+        if dataset.has_validation:
+            parts.append(f"{len(dataset.val_labels):,} validation")
+        shape = "x".join(map(str, dataset.image_shape))
+        self.progress.note(
+            f"{dataset.name}: {', '.join(parts)} and {len(dataset.test_labels):,} test "
+            f"images {shape}; UCN({self.config.layers},{self.config.channels}), "
+            f"{self.config.seeds} seeds, on {jax.devices()[0].device_kind}"
+            f"{f', {count} processes' if count > 1 else ''}; "
+            f"results in {self.folder.path}"
+        )
+
+    def _open_checkpoints(
+        self, stack: contextlib.ExitStack
+    ) -> "dict[str, Checkpoints]":
+        """The checkpoints of each model, in the first process."""
+        from train.runs.checkpoint import Checkpoints
+
+        if not self.team.first:
+            return {}
+        return {
+            model: stack.enter_context(Checkpoints(self.folder / "checkpoints" / model))
+            for model in self.models
+        }
+
+    def _restore(
+        self, dataset: "Dataset", saved: "dict[str, Checkpoints]"
+    ) -> "dict[str, Snapshot]":
+        """The snapshots on disk, every one read before anything is written."""
+        from train.distributed.sharding import make_mesh
+        from train.engine.loop import blank
+        from train.engine.program import build
+        from train.runs.checkpoint import restored
+
+        mesh = make_mesh(
+            self.config.seeds, self.config.devices, self.config.data_devices
+        )
+        snapshots = {}
+        for model in self.models:
+            arrays = self.team.broadcast_from_first(lambda m=model: saved[m].arrays())
+            if arrays is None:
+                break  # what comes after a model that has not begun is begun again
+            shape, classes = dataset.image_shape, dataset.classes
+            program = build(self.config, shape, classes, model == "ibnn", mesh)
+            config = dataclasses.replace(self.config, model=model)
+            template = blank(config, program, dataset.has_validation)
+            snapshots[model] = self.team.together(
+                lambda a=arrays, t=template: restored(a, t)
+            )
+            if snapshots[model].epoch < self.config.epochs:
+                break
+        return snapshots
+
+    def _start_logs(self, snapshots: "dict[str, Snapshot]") -> None:
+        """Drop lines of epochs that no checkpoint holds."""
+        self.folder.rewrite(snapshots)
+        self.tracker.start(self.folder.path, dataclasses.asdict(self.config))
+
+    def _train_model(
+        self,
+        model: str,
+        dataset: "Dataset",
+        last: "Snapshot | None",
+        saved: "Checkpoints | None",
+    ) -> "Snapshot":
+        from train.engine import loop
+        from train.engine.program import build
+        from train.runs.model_run import ModelRun
+        from train.runs.networks import save_networks
+
+        config = dataclasses.replace(self.config, model=model)
+        run = ModelRun(
+            config,
+            self.folder,
+            self.team,
+            last,
+            saved,
+            self.caught,
+            self.progress,
+            self.tracker,
+        )
+        try:
+            snapshot = loop.train(config, dataset, run)
+        except (loop.NonFiniteLoss, ValueError) as error:
             raise UserError(error) from error
-        if team.first:
-            saved.save(snapshot)
-    return snapshot
+        finally:
+            self.progress.finish()
+        run.finish()
+        shape, classes = dataset.image_shape, dataset.classes
+        program = build(config, shape, classes, model == "ibnn")
+        self.team.broadcast_from_first(lambda: save_networks(config, program, snapshot))
+        return snapshot
+
+    def _write_results(self, snapshots: "dict[str, Snapshot]") -> None:
+        from train.runs import plots
+        from train.runs.report import write_report
+
+        self.folder.rewrite(snapshots)
+        picture = plots.curves([self.folder.path], self.folder / "curves.png")
+        write_report(self.folder.path, picture.name)
+        runs = read(self.folder.path)
+        results = {"results": summaries.summarize(runs), "picture": picture.name}
+        differences = {
+            model: summaries.paired_difference(runs[model], runs["sm"])
+            for model in runs
+            if model != "sm" and "sm" in runs
+        }
+        if differences:
+            results["differences_to_sm"] = differences
+        setup = read_json(self.folder / "setup.json")
+        write_json(self.folder / "summary.json", results | setup)
 
 
-def _setup(dataset, parameters):
+def describe_data(dataset: "Dataset") -> dict:
     return {
-        "data": {
-            "name": dataset.name,
-            "classes": dataset.classes,
-            "image_shape": list(dataset.image_shape),
-            "train_images": len(dataset.train_labels),
-            "test_images": len(dataset.test_labels),
-            "fingerprint": dataset.fingerprint(),
-        },
-        "parameters": parameters,
-    } | environment()
+        "name": dataset.name,
+        "classes": dataset.classes,
+        "image_shape": list(dataset.image_shape),
+        "train_images": len(dataset.train_labels),
+        "test_images": len(dataset.test_labels),
+        "val_images": len(dataset.val_labels),
+        "fingerprint": dataset.fingerprint(),
+    }
 
 
-def environment():
+def environment() -> dict:
     """Versions of what a result depends on, and the devices."""
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | versions,
         "device": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
@@ -192,45 +316,8 @@ def environment():
     }
 
 
-def _progress(config, model, snapshot):
-    """One line: where the run is, medians over the seeds, and the time left for this model."""
-    done = snapshot.epoch
-    now = {name: values[:, done - 1] for name, values in snapshot.history.items()}
-    middle, low, high = (100 * v for v in summaries.spread(now["test_accuracy"]))
-    # The first epoch also compiles; later ones tell better how long the rest takes.
-    known = snapshot.seconds[:done][-5:] if done < 2 else snapshot.seconds[1:done][-5:]
-    parts = [
-        f"{model:<4} epoch {done:>{len(str(config.epochs))}}/{config.epochs}",
-        f"train loss {summaries.spread(now['train_loss'])[0]:.4f}",
-        f"test loss {summaries.spread(now['test_loss'])[0]:.4f} accuracy {middle:.2f}% [{low:.2f}, {high:.2f}]",
-    ]
-    if "lam" in now:
-        parts += [
-            "lam "
-            + " ".join(
-                f"{summaries.spread(now['lam'][:, i])[0]:+.4f}"
-                for i in range(now["lam"].shape[1])
-            ),
-            f"solver {now['solver_steps'].mean():.1f} steps, {100 * now['solver_converged'].mean():.1f}% converged",
-        ]
-    return "  ".join(
-        [
-            *parts,
-            f"{snapshot.seconds[done - 1]:.2f} s",
-            f"left {_clock(known.mean() * (config.epochs - done))}",
-        ]
-    )
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02} min"
-        if hours
-        else f"{minutes} min {seconds:02} s"
-        if minutes
-        else f"{seconds} s"
-    )
-
-
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

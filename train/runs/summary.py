@@ -1,131 +1,254 @@
-"""The results of runs in numbers, and the table made of them: python -m train.runs.summary RUN [RUN ...]."""
+"""The results of runs in numbers, and the table made of them, without JAX."""
 
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from train.runs.folder import read_all, read_json
+from train.runs.folder import History, read_all, read_json
+
+RESAMPLES = 9999  # of the bootstrap
 
 
-def spread(values):
-    """Median and 90% interval (5th and 95th percentile, interpolated) over the seeds: [median, low, high]."""
+def spread(values: np.ndarray) -> list[float]:
+    """[median, 5th percentile, 95th percentile] over the seeds, interpolated."""
     return [float(np.quantile(values, q)) for q in (0.5, 0.05, 0.95)]
 
 
-def summarize(runs):
-    """Results per model of `read`: accuracies and lam as [median, low, high] over the seeds.
+def selection(history: History) -> str:
+    """The part whose loss chose the weights: "val", or "test" where there is none."""
+    return "val" if "val_loss" in history else "test"
 
-    epochs_to_sm_best: median over the seeds of the first epoch whose test accuracy reaches the median over the standard
-    networks of their best one; None if half of the seeds never do, or if there are no standard networks.
+
+def selected_accuracy(history: History) -> np.ndarray:
+    """Test accuracy of every seed [S] at the epoch of its lowest loss."""
+    epoch = history[f"{selection(history)}_loss"].argmin(1)
+    accuracy = history["test_accuracy"]
+    return accuracy[np.arange(len(accuracy)), epoch]
+
+
+def summarize(runs: dict[str, History]) -> dict[str, dict]:
+    """Results per model of `read`: numbers, or [median, low, high] over the seeds.
+
+    accuracy_selected: test accuracy at the epoch of the lowest loss on the validation
+        images, or on the test images where there are none (selected_by says which).
+    epochs_to_sm_best: median over the seeds of the first epoch whose accuracy reaches
+        the median over the standard networks of their best one; None if half of the
+        seeds never do, or if there are no standard networks.
     """
-    sm = next((values for name, values in runs.items() if name.startswith("sm")), None)
-    target = None if sm is None else float(np.median(sm["test_accuracy"].max(1)))
-    results = {}
-    for name, values in runs.items():
-        accuracy, loss = values["test_accuracy"], values["test_loss"]
-        result = results[name] = {
-            "seeds": len(accuracy),
-            "epochs": accuracy.shape[1],
-            "accuracy_last": spread(accuracy[:, -1]),
-            "accuracy_best": spread(accuracy.max(1)),
-            "accuracy_at_lowest_loss": spread(
-                accuracy[np.arange(len(accuracy)), loss.argmin(1)]
-            ),
-            "loss_lowest": spread(loss.min(1)),
-            "train_accuracy_last": spread(values["train_accuracy"][:, -1]),
-            "epochs_to_sm_best": None,
-            "seconds": round(float(values["seconds"].sum()), 1),
-            "seconds_per_epoch": round(float(np.median(values["seconds"])), 4),
-        }
-        if target is not None:
-            reached = accuracy >= target
-            first = np.where(reached.any(1), reached.argmax(1) + 1.0, np.inf)
-            median = float(np.median(first))
-            result["epochs_to_sm_best"] = median if np.isfinite(median) else None
-        if "solver_steps" in values:
-            result["lam_last"] = [
-                spread(values["lam"][:, -1, i]) for i in range(values["lam"].shape[2])
-            ]
-            result["solver_steps_mean"] = float(values["solver_steps"].mean())
-            result["solver_steps_max"] = int(values["solver_steps_max"].max())
-            result["solver_converged"] = float(values["solver_converged"].mean())
-            result["solver_residual_max"] = float(values["solver_residual_max"].max())
+    results = {name: _result(history) for name, history in runs.items()}
+    for name, history in runs.items():
+        standard = standard_beside(name, runs)
+        if standard:
+            target = float(np.median(runs[standard]["test_accuracy"].max(1)))
+            results[name]["epochs_to_sm_best"] = _epochs_to(history, target)
     return results
 
 
-def table(results, parameters=None):
-    """The results of `summarize` as text, columns aligned; parameters: {model: count}."""
-    percent = lambda v: f"{100 * v[0]:.2f} [{100 * v[1]:.2f}, {100 * v[2]:.2f}]"
-    has_sm = any(name.startswith("sm") for name in results)
-    rows = [
-        [
-            "model",
-            "accuracy %, last",
-            "best",
-            "at lowest loss",
-            "parameters",
-            "epochs to SM's best",
-            "solver steps",
-            "converged",
-            "lam",
-            "seconds",
-        ]
-    ]
-    for name, r in results.items():
-        reached = (
-            "-"
-            if not has_sm
-            else f"> {r['epochs']}"
-            if r["epochs_to_sm_best"] is None
-            else f"{r['epochs_to_sm_best']:g}"
+def standard_beside(name: str, runs: Iterable[str]) -> str | None:
+    """The standard model of the same run, else the first one of all; None without."""
+    standard = [other for other in runs if other.split()[0] == "sm"]
+    own = "sm" + name[len(name.split()[0]) :]
+    return own if own in standard else next(iter(standard), None)
+
+
+def _result(history: History) -> dict:
+    accuracy, loss = history["test_accuracy"], history["test_loss"]
+    result = {
+        "seeds": len(accuracy),
+        "epochs": accuracy.shape[1],
+        "selected_by": selection(history),
+        "accuracy_last": spread(accuracy[:, -1]),
+        "accuracy_best": spread(accuracy.max(1)),
+        "accuracy_selected": spread(selected_accuracy(history)),
+        "loss_lowest": spread(loss.min(1)),
+        "train_accuracy_last": spread(history["train_accuracy"][:, -1]),
+        "epochs_to_sm_best": None,
+        "seconds": round(float(history["seconds"].sum()), 1),
+        "seconds_per_epoch": _median_seconds(history),
+    }
+    if "solver_steps" in history:
+        lam = history["lam"][:, -1]
+        result["lam_last"] = [spread(lam[:, i]) for i in range(lam.shape[1])]
+        result["solver_steps_mean"] = float(history["solver_steps"].mean())
+        result["solver_steps_max"] = int(history["solver_steps_max"].max())
+        result["solver_converged"] = float(history["solver_converged"].mean())
+        result["solver_residual_max"] = float(history["solver_residual_max"].max())
+    return result
+
+
+def _median_seconds(history: History) -> float | None:
+    seconds = history["seconds"]
+    return round(float(np.median(seconds)), 4) if len(seconds) else None
+
+
+def _epochs_to(history: History, target: float) -> float | None:
+    reached = history["test_accuracy"] >= target
+    first = np.where(reached.any(1), reached.argmax(1) + 1.0, np.inf)
+    median = float(np.median(first))
+    return median if np.isfinite(median) else None
+
+
+def paired_difference(ours: History, theirs: History) -> dict | None:
+    """Difference of `selected_accuracy` between two models, seed by seed.
+
+    Returns:
+        mean over the seeds that both have, its 95% interval [low, high] by the BCa
+        bootstrap (None for a single seed), the number of seeds, and of those in which
+        the first model is better; None if they have no seed in common.
+    """
+    shared, at, at_theirs = np.intersect1d(
+        ours["seed"], theirs["seed"], return_indices=True
+    )
+    if not len(shared):
+        return None
+    difference = selected_accuracy(ours)[at] - selected_accuracy(theirs)[at_theirs]
+    return {
+        "mean": float(difference.mean()),
+        "interval": _bootstrap(difference),
+        "seeds": len(shared),
+        "better": int((difference > 0).sum()),
+    }
+
+
+def _bootstrap(values: np.ndarray) -> list[float] | None:
+    """A 95% confidence interval of the mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    if np.ptp(values) < 1e-12:
+        return [float(values[0])] * 2  # every resample is the same
+    from scipy.stats import bootstrap  # late: it takes a second to import
+
+    rng = np.random.default_rng(0)
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=rng)
+    interval = [float(v) for v in found.confidence_interval]
+    if not np.isfinite(interval).all():
+        found = bootstrap(
+            (values,), np.mean, n_resamples=RESAMPLES, rng=rng, method="percentile"
         )
+        interval = [float(v) for v in found.confidence_interval]
+    return interval
+
+
+def comparisons(runs: dict[str, History]) -> list[str]:
+    """A line for every model beside its standard one, paired by seed."""
+    lines = []
+    for name, history in runs.items():
+        standard = standard_beside(name, runs)
+        if standard is None or name.split()[0] == "sm":
+            continue
+        found = paired_difference(history, runs[standard])
+        if found is None:
+            continue
+        line = f"{name} - {standard}, paired by seed: {100 * found['mean']:+.2f} points"
+        if found["interval"]:
+            low, high = (100 * v for v in found["interval"])
+            line += f", 95% bootstrap interval of the mean [{low:+.2f}, {high:+.2f}]"
+        lines.append(f"{line}, better in {found['better']} of {found['seeds']} seeds")
+    return lines
+
+
+def table(results: dict[str, dict], parameters: dict[str, int] | None = None) -> str:
+    """The results of `summarize` as text, columns aligned.
+
+    Best accuracies on the test set are shown only where the test set chose the weights.
+    """
+    has_sm = standard_beside("sm", results) is not None
+    by_test = all(r["selected_by"] == "test" for r in results.values())
+    selected = "at lowest loss" if by_test else "at lowest val. loss"
+    columns = [
+        "model",
+        "accuracy %, last",
+        *(["best"] if by_test else []),
+        selected,
+        "parameters",
+        "epochs to SM's best",
+        "solver steps",
+        "converged",
+        "lam",
+        "seconds",
+    ]
+    rows = [columns]
+    for name, result in results.items():
         count = (parameters or {}).get(name.split()[0], "-")
-        row = [
-            name,
-            percent(r["accuracy_last"]),
-            percent(r["accuracy_best"]),
-            percent(r["accuracy_at_lowest_loss"]),
-            str(count),
-            reached,
-        ]
-        if "lam_last" in r:
-            lam = ", ".join(f"{v[0]:.3g}" for v in r["lam_last"])
-            row += [
-                f"{r['solver_steps_mean']:.1f} (max {r['solver_steps_max']})",
-                f"{100 * r['solver_converged']:.2f}%",
-                lam,
+        best = [_percent(result["accuracy_best"])] if by_test else []
+        rows.append(
+            [
+                name,
+                _percent(result["accuracy_last"]),
+                *best,
+                _percent(result["accuracy_selected"]),
+                str(count),
+                _reached(result, has_sm),
+                *_solver_cells(result),
+                f"{result['seconds']:.1f}",
             ]
-        else:
-            row += ["-"] * 3
-        rows.append(row + [f"{r['seconds']:.1f}"])
+        )
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as text; the first one is underlined."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def footnote(results):
-    seeds = sorted({r["seeds"] for r in results.values()})
-    return f"accuracies on the test set: median [90% interval] over {' or '.join(map(str, seeds))} seeds; seconds: all seeds together"
+def _percent(values: list[float]) -> str:
+    middle, low, high = (100 * v for v in values)
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def main(folders=None):
-    folders = folders or sys.argv[1:]
-    if not folders:
-        sys.exit("usage: python -m train.runs.summary RUN [RUN ...]")
+def _reached(result: dict, has_sm: bool) -> str:
+    if not has_sm:
+        return "-"
+    if result["epochs_to_sm_best"] is None:
+        return f"> {result['epochs']}"
+    return f"{result['epochs_to_sm_best']:g}"
+
+
+def _solver_cells(result: dict) -> list[str]:
+    if "lam_last" not in result:
+        return ["-"] * 3
+    steps = f"{result['solver_steps_mean']:.1f} (max {result['solver_steps_max']})"
+    lams = ", ".join(f"{values[0]:.3g}" for values in result["lam_last"])
+    return [steps, f"{100 * result['solver_converged']:.2f}%", lams]
+
+
+def footnote(results: dict[str, dict]) -> str:
+    seeds = " or ".join(map(str, sorted({r["seeds"] for r in results.values()})))
+    parts = {r["selected_by"] for r in results.values()}
+    chooser = {
+        frozenset({"val"}): "the validation images, which are no test images,",
+        frozenset({"test"}): "the test images, as in the paper,",
+    }.get(
+        frozenset(parts), "the test images of some runs, validation images of others,"
+    )
+    return (
+        f"accuracies on the test set: median [5th, 95th percentile] over {seeds} "
+        f"seeds; {chooser} chose the epoch of lowest loss; seconds: all seeds together"
+    )
+
+
+def show(folders: Iterable[str | Path]) -> str:
+    """Table, comparison and footnote of finished or unfinished runs.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder holds no run, or a damaged one.
+    """
+    folders = list(folders)
     runs = read_all(folders)
     if not runs:
-        sys.exit(f"no finished epoch in {', '.join(folders)}")
+        raise ValueError(f"no finished epoch in {', '.join(map(str, folders))}")
     parameters = {}
     for folder in folders:
-        parameters |= read_json(Path(folder, "setup.json"))["parameters"]
+        setup = Path(folder, "setup.json")
+        if setup.exists():
+            parameters |= read_json(setup).get("parameters", {})
     results = summarize(runs)
-    print(table(results, parameters))
-    print(footnote(results))
-
-
-if __name__ == "__main__":
-    main()
+    lines = [table(results, parameters), *comparisons(runs), footnote(results)]
+    return "\n".join(lines)

@@ -112,7 +112,7 @@ class Options:
             "channels",
         )
         same = {name: getattr(self, name) for name in names}
-        return Config(**same | {"quiet": True} | changes)
+        return Config(**same | {"quiet": True, "as_paper": True} | changes)
 
     def folder(self, name: str) -> Path:
         """Where the results of an experiment go: other numbers, another folder."""
