@@ -189,44 +189,49 @@ def test_errors_are_a_line_and_not_a_traceback(train, tmp_path):
     assert "for seed" in done.stderr and "step" in done.stderr
 
 
-def test_a_full_disk_is_a_line(train, tmp_path):
-    """Writing fails after some bytes, as on a full disk."""
-    code = (
-        "import resource, signal, sys; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "from train import cli; from train.runs import files\nreal = files.append_text\n"
-        "def fill(path, text):\n"
-        "    if '\"epoch\": 3' in text:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
-        "    real(path, text)\n"
-        "from train.runs import folder; folder.append_text = fill\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    done = train(tmp_path / "run")  # the command, and its arguments
-    arguments = [*done.args[3:], "--model", "sm", "--out", str(tmp_path / "full")]
-    done = subprocess.run(
+FILL = """
+import resource, signal, sys
+from train import cli
+from train.runs import files, folder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+write = files.append_text
+
+def fill(path, text):
+    if '"epoch": 3' in text:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+    write(path, text)
+
+folder.append_text = fill
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def run_code(code, pictures, folder, *options):
+    """The command after some code; nothing but its arguments is the same."""
+    arguments = command(pictures, folder, "--model", "sm", *options)[3:]
+    return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
+
+
+def test_a_full_disk_is_a_line(pictures, tmp_path):
+    """Writing fails after some bytes, as on a full disk."""
+    done = run_code(FILL, pictures, tmp_path / "full")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "cannot write" in done.stderr and "metrics.jsonl" in done.stderr
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "orbax", "scipy"])
 def test_missing_packages_are_a_line_and_leave_nothing(pictures, tmp_path, missing):
-    arguments = command(pictures, tmp_path / "run")[3:]
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from train import cli; "
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_code(code, pictures, tmp_path / "run")
     assert done.returncode == 1 and "pip install -e '.[train]'" in done.stderr
     assert missing in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()

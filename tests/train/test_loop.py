@@ -290,7 +290,7 @@ def test_non_finite_loss_names_seed_and_step(tiny_data):
     )
     with pytest.raises(
         loop.NonFiniteLoss,
-        match=r"training loss in epoch 1, step \d of 4 is (nan|inf) for seed [456] \(sm\)",
+        match=r"loss in epoch 1, step \d of 4 is (nan|inf) for seed [456] \(sm\)",
     ):
         loop.train(config, tests)
 
