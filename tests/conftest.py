@@ -35,6 +35,26 @@ def key():
     return jax.random.key(0)
 
 
+ACCELERATORS = {"cuda": ("NVIDIA H200", "gpu"), "tpu": ("TPU v5 lite", "tpu")}
+
+
+@pytest.fixture(scope="session")
+def lowered():
+    """(platform, f, *arguments) -> the text of f lowered for a device that need not
+    be there.
+    """
+
+    def lower(name, f, *arguments) -> str:
+        kind, backend = ACCELERATORS[name]
+        device = jax.sharding.AbstractDevice(kind, None, backend)
+        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(f).trace(*arguments)
+            return traced.lower(lowering_platforms=(name,)).as_text()
+
+    return lower
+
+
 @pytest.fixture
 def strict_ranks():
     """Arrays of different rank must be broadcast explicitly."""

@@ -21,12 +21,29 @@ FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # the same for the matrices of `run_wh
 F = TypeVar("F", bound=Callable)
 
 
+def platform() -> str:
+    """The platform that sizes are chosen for while a program is traced.
+
+    Sizes of arrays are fixed by tracing, before JAX knows what it lowers for. They
+    suit the device of the mesh that is set, else `jax.default_device`, else the
+    default backend. A program for other devices is right all the same; to give it
+    their sizes too, trace it under an AbstractMesh with such an AbstractDevice. What
+    does not change a size is chosen by `jax.lax.platform_dependent`, later.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    for device in (mesh.abstract_device, jax.config.jax_default_device):
+        name = device if isinstance(device, str) else getattr(device, "platform", None)
+        if name:
+            return "gpu" if name in ("cuda", "rocm") else name
+    return jax.default_backend()
+
+
 def on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
 def on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+    return platform() == "gpu"
 
 
 def full_precision(f: F) -> F:

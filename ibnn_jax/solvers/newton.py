@@ -145,6 +145,6 @@ def _line_search(search: _Search, active: Bool[Array, "G"], cuts: int) -> _Trial
     def undecided(trial):
         return (trial.k <= cuts) & ((trial.overshot | trial.useless).sum() > 0)
 
-    whole = jnp.ones_like(search.r[:, 0])
+    whole = jnp.ones_like(active, dtype=search.r.dtype)  # kernels know no slices
     first = attempt(jnp.int32(0), whole, ~search.newton)
     return jax.lax.while_loop(undecided, retry, first)

@@ -8,6 +8,8 @@ from functools import partial
 import jax
 from jax import Array
 
+from ibnn_jax.core.batching import on_gpu
+
 # Numbers per group and array; the matrices between these live in a thread block's
 # registers
 LARGEST = 128
@@ -24,7 +26,7 @@ def per_group(f: Callable, *arrays: Array):
     elementwise functions, broadcasts, sums, maxima and while loops; other rows, and
     other devices, get f as it is."""
     length = _row_length(arrays)
-    if jax.default_backend() != "gpu" or length > LARGEST or length & (length - 1):
+    if not on_gpu() or length > LARGEST or length & (length - 1):
         return f(*arrays)
     return jax.lax.platform_dependent(*arrays, cuda=partial(kernel, f), default=f)
 

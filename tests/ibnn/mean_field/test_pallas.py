@@ -15,23 +15,6 @@ from ibnn_jax.ibnn.mean_field import pallas, solver
 COUPLING = ib.Uniform((-1,))
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """What was traced for one backend must not be found in the cache for another."""
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-def lowered_for_cuda(f, *arguments) -> str:
-    """What f becomes on CUDA; newer jax wants to be told of a GPU it cannot see."""
-    gpu = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(f).trace(*arguments)
-        return traced.lower(lowering_platforms=("cuda",)).as_text()
-
-
 def both(y, lam, v, cells=None):
     """z, and the gradients in y and lam."""
     z, back = jax.vjp(
@@ -68,15 +51,13 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
 
 
 @pytest.mark.parametrize("cells, attempts", [(None, 1), ((15, 63), 2)], ids=str)
-def test_on_cuda_both_solvers_are_kernels(monkeypatch, cells, attempts):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    lowered = lowered_for_cuda(partial(both, cells=cells), *arguments())
+def test_on_cuda_both_solvers_are_kernels(lowered, cells, attempts):
+    text = lowered("cuda", partial(both, cells=cells), *arguments())
     for kernel in ("ibnn_newton", "ibnn_conjugate"):
-        assert lowered.count(f'name = "{kernel}"') == attempts
+        assert text.count(f'name = "{kernel}"') == attempts
 
 
-def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(lowered):
     arctan = ib.Sigma(jnp.arctan, lambda t: t * jnp.arctan(t) - jnp.log1p(t * t) / 2)
     for coupling, option in [
         (ib.Uniform((-1,), arctan), ib.MeanField()),
@@ -85,7 +66,7 @@ def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(monkeypatch):
         solve = partial(
             ib.implicit_bias, lam=-0.5, p=10.0, coupling=coupling, solver=option
         )
-        assert "ibnn_newton" not in lowered_for_cuda(solve, arguments()[0])
+        assert "ibnn_newton" not in lowered("cuda", solve, arguments()[0])
 
 
 def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
@@ -93,7 +74,7 @@ def test_other_devices_and_other_rows_get_the_function_itself(monkeypatch):
         return 2 * jnp.cumsum(x, -1)  # no kernel could do this
 
     assert pallas.per_group(twice, jnp.ones((3, 32)))[0, -1] == 64
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(pallas, "on_gpu", lambda: True)
     assert pallas.per_group(twice, jnp.ones((3, 31)))[0, -1] == 62
     assert pallas.per_group(twice, jnp.ones((3, 256)))[0, -1] == 512
     assert (
