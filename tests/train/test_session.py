@@ -14,7 +14,7 @@ import train.runs
 from train import cli
 from train.data import prepare
 from train.errors import Stopped, UserError
-from train.runs import ensemble
+from train.runs import ensemble, progress
 from train.runs import folder as folders
 from train.runs.folder import RunFolder
 from train.runs.session import complete
@@ -426,3 +426,28 @@ def test_a_missing_tracker_is_a_line(tiny_config, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow"):
         complete(tiny_config(tracker="mlflow"))
+
+
+def test_a_bar_on_a_terminal(tiny_config, capsys):
+    lines = []
+    bar = progress.Bar()
+    bar.say = lines.append
+    complete(tiny_config(), progress=bar)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "accuracy" in shown and "compiling epoch 1" in shown
+    assert "left 0 s" in shown and len(lines) == 1  # the data
+
+
+def test_time_left():
+    def after(epochs, seconds):
+        times = np.full(10, np.nan)
+        times[:epochs] = seconds
+        return SimpleNamespace(epoch=epochs, seconds=times)
+
+    assert progress.seconds_left(after(1, [50]), first=0) is None
+    assert progress.seconds_left(after(2, [50, 2]), first=0) == 16
+    # Going on after epoch 2: the third compiles again.
+    assert progress.seconds_left(after(3, [50, 2, 40]), first=2) is None
+    assert progress.seconds_left(after(4, [50, 2, 40, 4]), first=2) == 24
+    assert progress.seconds_left(after(10, 1), first=0) == 0
+    assert progress.clock(59.6) == "1 min 00 s" and progress.clock(3720) == "1 h 02 min"

@@ -245,16 +245,7 @@ class Session:
         from train.runs.networks import save_networks
 
         config = dataclasses.replace(self.config, model=model)
-        run = ModelRun(
-            config,
-            self.folder,
-            self.team,
-            last,
-            saved,
-            self.caught,
-            self.progress,
-            self.tracker,
-        )
+        run = ModelRun(self, config, last, saved)
         try:
             snapshot = loop.train(config, dataset, run)
         except (loop.NonFiniteLoss, ValueError) as error:

@@ -223,14 +223,13 @@ def footnote(results: dict[str, dict]) -> str:
     seeds = " or ".join(map(str, sorted({r["seeds"] for r in results.values()})))
     parts = {r["selected_by"] for r in results.values()}
     chooser = {
-        frozenset({"val"}): "the validation images, which are no test images,",
-        frozenset({"test"}): "the test images, as in the paper,",
-    }.get(
-        frozenset(parts), "the test images of some runs, validation images of others,"
-    )
+        ("val",): "the validation images",
+        ("test",): "the test images, as in the paper",
+    }.get(tuple(sorted(parts)), "the test images in some runs, not in others")
     return (
         f"accuracies on the test set: median [5th, 95th percentile] over {seeds} "
-        f"seeds; {chooser} chose the epoch of lowest loss; seconds: all seeds together"
+        f"seeds; the epoch of lowest loss is chosen by {chooser}; seconds: all seeds "
+        "together"
     )
 
 
