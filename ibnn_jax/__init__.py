@@ -4,6 +4,7 @@ The layers: `ImplicitBias`, `IBNNLinear`, `IBNNConv`, `UCN`; `project` after upd
 The function: `implicit_bias` (differentiable), `solve`, `inverse`, `energy`.
 Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
 Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.
+Networks on disk: `save`, `load`, `saveable`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
 Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
 """
@@ -32,6 +33,8 @@ from ibnn_jax.ibnn.solve import (
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.recipe import saveable
+from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.ucn import UCN, transfer
 from ibnn_jax.solvers.anderson import Anderson
 from ibnn_jax.solvers.broyden import Broyden
@@ -72,10 +75,13 @@ __all__ = [
     "implicit_bias",
     "implicit_layers",
     "inverse",
+    "load",
     "one_step",
     "project",
     "project_lam",
     "robustness",
+    "save",
+    "saveable",
     "solve",
     "solve_adjoint",
     "solvers",

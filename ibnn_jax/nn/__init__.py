@@ -3,12 +3,15 @@
 implicit_bias.py  the implicit bias between an affine map and its activation
 layers.py         IBNNLinear, IBNNConv
 ucn.py            UCN(L, C), its standard twin, the transfer of weights
+saving.py         networks on disk; recipe.py: how they are built, as JSON
 convolution.py    a convolution that stays fast on CPUs in loops and under vmap
 """
 
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.recipe import saveable
+from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.ucn import UCN, transfer
 
 __all__ = [
@@ -19,6 +22,9 @@ __all__ = [
     "canonical_convolution",
     "fast_convolution",
     "implicit_layers",
+    "load",
     "project",
+    "save",
+    "saveable",
     "transfer",
 ]

@@ -24,6 +24,7 @@ from ibnn_jax.ibnn.couplings import (
     uniqueness_bound,
 )
 from ibnn_jax.ibnn.solve import check_options, implicit_bias, one_step
+from ibnn_jax.nn.recipe import saveable
 
 # Layers that have said that lam is past its bound. Not a flag on the module: a module
 # that changes is traced again.
@@ -34,6 +35,7 @@ class Frozen(nnx.Variable):
     """A value that moves and is saved with the model but is not trained."""
 
 
+@saveable
 class ImplicitBias(nnx.Module):
     """z = y - lam B(z): the new bias of Eq. (4) as a layer of its own.
 

@@ -12,6 +12,7 @@ from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Uniform
 from ibnn_jax.nn.implicit_bias import ImplicitBias
+from ibnn_jax.nn.recipe import saveable
 
 Activation = Callable[[Array], Array]
 
@@ -36,6 +37,7 @@ class _Layer(nnx.Module):
         return (v, stats) if return_stats else v
 
 
+@saveable
 class IBNNLinear(_Layer):
     """v = phi(F(x M + c; lam)): a dense layer whose output neurons are all coupled.
 
@@ -111,6 +113,7 @@ class IBNNLinear(_Layer):
         self.activation = activation
 
 
+@saveable
 class IBNNConv(_Layer):
     """v = phi(F(conv(x) + c; lam)): a convolution whose output map is coupled.
 

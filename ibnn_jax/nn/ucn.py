@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.nn.implicit_bias import ImplicitBias
+from ibnn_jax.nn.recipe import saveable
 
 
 def _normal(key, shape, dtype=jnp.float32, *, mean: float, std: float, **_) -> Array:
@@ -67,6 +68,7 @@ class Block(nnx.Module):
         return self.norm(nnx.relu(z)), stats
 
 
+@saveable
 class UCN(nnx.Module):
     """UCN(L, C): L blocks of conv -> neurons -> ReLU -> batch norm, then a linear head.
 
