@@ -1,0 +1,377 @@
+"""Flax NNX layers z = phi(A z + B x + b) that are well-posed by construction."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from ibnn_jax import nemon
+from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Stats
+from ibnn_jax.nemon.equation import bind
+from ibnn_jax.nemon.matrices import AbstractMatrix
+from ibnn_jax.nemon.solve import differentiable, unflatten
+from ibnn_jax.nemon.weights import check_gamma, check_kernel
+
+
+class Equilibrium(nnx.Module):
+    """What the layers share: z = phi(A z + u), u affine in x; a subclass says how.
+
+    Args:
+        activation: phi, elementwise, nondecreasing, of slope at most 1.
+        solver, adjoint, tol, max_steps: as in `nemon.fixed_point`.
+    """
+
+    def __init__(
+        self,
+        *,
+        activation: Callable[[Array], Array] = nnx.relu,
+        solver: AbstractSolver | str = "auto",
+        adjoint: AbstractAdjoint | None = None,
+        tol: float | None = None,
+        max_steps: int | None = None,
+    ):
+        self.activation = activation
+        self.solver, self.adjoint = solver, adjoint
+        self.tol, self.max_steps = tol, max_steps
+
+    @abstractmethod
+    def matrix(self) -> Array | AbstractMatrix:
+        """A, well-posed whatever the parameters are."""
+
+    @abstractmethod
+    def affine(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """u = B x + b."""
+
+    @property
+    def eta(self) -> Float[Array, "c"]:
+        """The weights of the norm."""
+        return jnp.ones_like(self.b[...])
+
+    def _certified(self) -> bool | None:
+        """True where it is not mu(A) < 1 that makes z unique."""
+        return None
+
+    def __call__(
+        self, x: Float[Array, "..."], *, return_stats: bool = False
+    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Stats]:
+        """z for every x; with return_stats, (z, Stats) with one entry per z."""
+        u = self.affine(x)
+        problem = bind(
+            self._lay_out(u), u, self.activation, self.eta, self._certified()
+        )
+        solution = differentiable(
+            problem, self.solver, self.adjoint, self.tol, self.max_steps
+        )
+        solution = unflatten(solution, problem, u)
+        return (solution.value, solution.stats) if return_stats else solution.value
+
+    def interval(
+        self, x_lo: Float[Array, "..."], x_hi: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(z_lo, z_hi) around z for all x_lo <= x <= x_hi, by the embedded network."""
+        u_lo, u_hi = self._affine_interval(x_lo, x_hi)
+        return nemon.interval(
+            self._lay_out(u_lo),
+            u_lo,
+            u_hi,
+            self.activation,
+            self.eta,
+            "auto",
+            self.adjoint,
+            self.tol,
+            self.max_steps,
+        )
+
+    def _lay_out(self, u) -> Array | AbstractMatrix:
+        """A for inputs of the shape of u."""
+        return self.matrix()
+
+    @abstractmethod
+    def _affine_interval(self, x_lo, x_hi):
+        """Bounds on u."""
+
+
+class DenseEquilibrium(Equilibrium):
+    """A layer with dense Params B [features, in_features] and b [features]."""
+
+    def __init__(self, in_features, features, rngs, **options):
+        super().__init__(**options)
+        self.B = nnx.Param(_normal(rngs, (features, in_features), in_features**-0.5))
+        self.b = nnx.Param(jnp.zeros(features, jnp.float32))
+
+    def affine(self, x):
+        return x @ self.B[...].T + self.b[...]
+
+    def _affine_interval(self, x_lo, x_hi):
+        centre = self.affine((x_lo + x_hi) / 2)
+        radius = (x_hi - x_lo) / 2 @ jnp.abs(self.B[...]).T
+        return centre - radius, centre + radius
+
+
+class NEMON(DenseEquilibrium):
+    """z = phi(A z + B x + b) with mu(A) <= gamma in the norm weighted by exp(log_eta).
+
+    A = diag(eta) T diag(1/eta) - diag(sum_j |T_ij|) + gamma I; any T and log_eta give
+    exactly one z.
+
+    Args:
+        in_features, features: sizes; x [..., in_features] -> z [..., features].
+        gamma: the bound on mu(A), below 1. Smaller is more robust and faster, larger is
+            more expressive.
+        rngs: random streams.
+        options: activation (ReLU), solver, adjoint, tol and max_steps of
+            `nemon.fixed_point`.
+
+    Raises:
+        ValueError: gamma is not below 1; when called, phi is not admissible.
+
+    Example:
+        layer = ibnn_jax.NEMON(784, 100, gamma=0.0, rngs=nnx.Rngs(0))
+        z = layer(x)
+        paper, componentwise = layer.lipschitz(readout)  # readout [classes, 100]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        gamma: float = 0.0,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        check_gamma(gamma)
+        super().__init__(in_features, features, rngs, **options)
+        self.T = nnx.Param(_normal(rngs, (features, features), 1 / features))
+        self.log_eta = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.gamma = gamma
+
+    @property
+    def eta(self):
+        return jnp.exp(self.log_eta[...])
+
+    def matrix(self) -> Float[Array, "n n"]:
+        """A, with mu(A) <= gamma."""
+        return nemon.contractive(self.T[...], self.log_eta[...], self.gamma)
+
+    def lipschitz(
+        self, C: Float[Array, "q n"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`nemon.lipschitz` of x -> C z."""
+        return nemon.lipschitz(self.matrix(), self.B[...], C, self.eta, self.gamma)
+
+    def regulariser(self, C: Float[Array, "q n"]) -> Float[Array, ""]:
+        """`nemon.regulariser` of x -> C z."""
+        return nemon.regulariser(self.B[...], C, self.eta, self.gamma)
+
+
+class NEMONConv(Equilibrium):
+    """z = phi(A z + B x + b) with A and B zero-padded convolutions and mu(A) <= gamma.
+
+    A has stride 1; its row sums, over taps and input channels, enter the
+    parametrisation, so mu(A) <= gamma holds for every size of the map. eta has one
+    weight per channel.
+
+    Args:
+        in_features, features: channels; x [..., rows, columns, in_features] -> z [...,
+            rows', columns', features].
+        kernel_size: rows and columns of both kernels, odd.
+        strides: of B.
+        gamma, rngs, options: as in `NEMON`.
+
+    Raises:
+        ValueError: gamma is not below 1, an even kernel_size; when called, phi is not
+            admissible.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        kernel_size: tuple[int, int],
+        *,
+        strides: int = 1,
+        gamma: float = 0.0,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        check_gamma(gamma)
+        super().__init__(**options)
+        h, w = kernel_size
+        taps = h * w
+        inside, outside = (h, w, features, features), (h, w, in_features, features)
+        self.T = nnx.Param(_normal(rngs, inside, 1 / (taps * features)))
+        check_kernel(self.T[...])
+        self.log_eta = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.B = nnx.Param(_normal(rngs, outside, (taps * in_features) ** -0.5))
+        self.b = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.gamma, self.strides = gamma, strides
+
+    @property
+    def eta(self):
+        return jnp.exp(self.log_eta[...])
+
+    def kernel(self) -> Float[Array, "h w c c"]:
+        """The kernel of A."""
+        return nemon.contractive_kernel(self.T[...], self.log_eta[...], self.gamma)
+
+    def matrix(self, sides: tuple[int, int] = (1, 1)) -> AbstractMatrix:
+        """A on maps of these rows and columns."""
+        return nemon.Convolution(self.kernel(), sides)
+
+    def affine(self, x):
+        return _convolve(x, self.B[...], self.strides) + self.b[...]
+
+    def lipschitz(
+        self, C: Float[Array, "q rows columns channels"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """As `NEMON.lipschitz`; row sums over taps, so it holds for every map."""
+        summary = self.matrix().summary()
+        B, C = self._row_sums(C)
+        return nemon.lipschitz(summary, B, C, self.eta, self.gamma)
+
+    def regulariser(
+        self, C: Float[Array, "q rows columns channels"]
+    ) -> Float[Array, ""]:
+        """As `NEMON.regulariser`."""
+        B, C = self._row_sums(C)
+        return nemon.regulariser(B, C, self.eta, self.gamma)
+
+    def _row_sums(self, C):
+        """|B| and |C| with one row or column per channel."""
+        return jnp.abs(self.B[...]).sum((0, 1)).T, jnp.abs(C).sum((1, 2))
+
+    def _lay_out(self, u):
+        return self.matrix(u.shape[-3:-1])
+
+    def _affine_interval(self, x_lo, x_hi):
+        centre = self.affine((x_lo + x_hi) / 2)
+        radius = _convolve((x_hi - x_lo) / 2, jnp.abs(self.B[...]), self.strides)
+        return centre - radius, centre + radius
+
+
+class NormBounded(DenseEquilibrium):
+    """The rival whose condition is |A|_inf <= bound < 1 (`nemon.norm_bounded`).
+
+    Args:
+        bound: of the absolute row sums of A; the other arguments as in `NEMON`.
+
+    Raises:
+        ValueError: bound is not in (0, 1).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        bound: float = 0.95,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        if not 0 < bound < 1:
+            raise ValueError(f"bound must be between 0 and 1; got {bound}")
+        super().__init__(in_features, features, rngs, **options)
+        self.T = nnx.Param(_normal(rngs, (features, features), 1 / features))
+        self.bound = bound
+
+    def matrix(self) -> Float[Array, "n n"]:
+        """A, with |A|_inf <= bound."""
+        return nemon.norm_bounded(self.T[...], self.bound)
+
+    def lipschitz(
+        self, C: Float[Array, "q n"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`nemon.lipschitz` of x -> C z, with eta = 1 and gamma = bound."""
+        return nemon.lipschitz(self.matrix(), self.B[...], C, self.eta, self.bound)
+
+    def regulariser(self, C: Float[Array, "q n"]) -> Float[Array, ""]:
+        """`nemon.regulariser` of x -> C z."""
+        return nemon.regulariser(self.B[...], C, self.eta, self.bound)
+
+
+class MON(DenseEquilibrium):
+    """The monotone operator network z = relu(A z + B x + b), see `nemon.monotone`.
+
+    Args:
+        margin: m, how strongly monotone I - A is.
+        solver: `nemon.PeacemanRachford(alpha)` or `nemon.ForwardBackward(alpha)`, both
+            for ReLU.
+        in_features, features, rngs, and further options: as in `NEMON`.
+
+    Raises:
+        ValueError: margin is not positive.
+
+    Reference: Winston and Kolter, Monotone operator equilibrium networks (2020).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        margin: float = 0.1,
+        solver: AbstractSolver = nemon.PeacemanRachford(),
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        if not margin > 0:
+            raise ValueError(f"margin must be positive; got {margin}")
+        super().__init__(in_features, features, rngs, solver=solver, **options)
+        std = (3 * features) ** -0.5
+        self.W = nnx.Param(_normal(rngs, (features, features), std))
+        self.S = nnx.Param(_normal(rngs, (features, features), std))
+        self.margin = margin
+
+    def _certified(self):
+        return True
+
+    def matrix(self) -> Float[Array, "n n"]:
+        """A, with I - A strongly monotone."""
+        return nemon.monotone(self.W[...], self.S[...], self.margin)
+
+    def lipschitz(
+        self, C: Float[Array, "q n"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """(the Euclidean bound, the componentwise bound) of x -> C z, l-inf to l-inf.
+
+        The first is sqrt(in_features) |B| |C| / m in Euclidean norms. The componentwise
+        bound is infinite where mu(A) < 1 does not hold for the best eta.
+        """
+        A, B = self.matrix(), self.B[...]
+        rows = jnp.linalg.norm(C, axis=1).max()
+        euclidean = B.shape[1] ** 0.5 * rows * jnp.linalg.norm(B, 2) / self.margin
+        eta = nemon.best_weights(A)
+        gamma = nemon.matrix_measure(A, eta)
+        _, componentwise = nemon.lipschitz(A, B, C, eta, gamma)
+        return euclidean, jnp.where(gamma < 1, componentwise, jnp.inf)
+
+    def interval(self, x_lo, x_hi):
+        """z at the centre, give or take |B| |x_hi - x_lo| / (2 m) in Euclidean norms.
+
+        The embedded network need not be well-posed for this A.
+        """
+        z = self((x_lo + x_hi) / 2)
+        radius = jnp.linalg.norm((x_hi - x_lo) / 2, axis=-1, keepdims=True)
+        reach = jnp.linalg.norm(self.B[...], 2) / self.margin * radius
+        return jnp.maximum(z - reach, 0), z + reach
+
+
+def _convolve(x, kernel, strides):
+    maps = x.reshape(-1, *x.shape[-3:])
+    out = jax.lax.conv_general_dilated(
+        maps,
+        kernel,
+        (strides, strides),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out.reshape(*x.shape[:-3], *out.shape[1:])
+
+
+def _normal(rngs, shape, std):
+    return std * jax.random.normal(rngs.params(), shape, jnp.float32)

@@ -1,0 +1,169 @@
+"""The layers NEMON, NEMONConv and their rivals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ibnn_jax
+from ibnn_jax import nemon
+from ibnn_jax.nn.nemon import MON, NormBounded
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def in_float64(layer, rng, spread=0.5):
+    """The layer with larger random Params, in float64."""
+    graph, state = nnx.split(layer)
+    state = jax.tree.map(
+        lambda x: x.astype(jnp.float64) + spread * rng.normal(size=x.shape) / len(x),
+        state,
+    )
+    return nnx.merge(graph, state)
+
+
+def dense_gradients(layer, x, v):
+    """dL/dParams for L = v . z by the dense system, one linear solve per row."""
+    graph, state = nnx.split(layer)
+
+    def forward(state, d):
+        layer = nnx.merge(graph, state)
+        return d * (z @ layer.matrix().T + layer.affine(x))
+
+    z = layer(x)
+    s = z @ layer.matrix().T + layer.affine(x)
+    d = (s > 0).astype(z.dtype)
+    H = jnp.eye(z.shape[1]) - d[:, :, None] * layer.matrix()
+    w = jnp.linalg.solve(H.swapaxes(1, 2), v[:, :, None])[:, :, 0]
+    return jax.vjp(lambda state: forward(state, d), state)[1](w)[0]
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, 0.9])
+def test_gradients_of_the_params(rng, gamma):
+    layer = in_float64(ibnn_jax.NEMON(5, 7, gamma=gamma, rngs=nnx.Rngs(0)), rng)
+    x, v = rng.normal(size=(4, 5)), rng.normal(size=(4, 7))
+    gradient = nnx.grad(lambda layer: (v * layer(x)).sum())(layer)
+    exact = dense_gradients(layer, x, v)
+    assert set(gradient) == {"T", "log_eta", "B", "b"}
+    for name in gradient:
+        found, wanted = gradient[name][...], exact[name][...]
+        assert jnp.abs(wanted).max() > 0
+        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=name)
+
+
+def test_mu_is_at_most_gamma_whatever_the_params(rng):
+    for gamma in (-1.0, 0.5):
+        layer = ibnn_jax.NEMON(5, 7, gamma=gamma, rngs=nnx.Rngs(0))
+        layer = in_float64(layer, rng, spread=20)
+        assert nemon.matrix_measure(layer.matrix(), layer.eta) <= gamma + 1e-10
+        conv = ibnn_jax.NEMONConv(2, 3, (3, 3), gamma=gamma, rngs=nnx.Rngs(0))
+        conv = in_float64(conv, rng, spread=20)
+        A = conv.matrix((4, 5))
+        dense = A.apply(jnp.eye(60)).T
+        mu = nemon.matrix_measure(dense, jnp.tile(conv.eta, 20))
+        assert mu <= gamma + 1e-10
+
+
+def test_convolution_layer_agrees_with_the_dense_matrix(rng):
+    conv = ibnn_jax.NEMONConv(2, 3, (3, 3), strides=2, gamma=0.5, rngs=nnx.Rngs(0))
+    conv = in_float64(conv, rng)
+    x = rng.normal(size=(2, 6, 8, 2))
+    z, stats = conv(x, return_stats=True)
+    assert z.shape == (2, 3, 4, 3) and stats.converged.shape == (2,)
+    dense = conv.matrix((3, 4)).apply(jnp.eye(36)).T
+    u = conv.affine(x).reshape(2, 36)
+    same = nemon.solve(dense, u).value
+    np.testing.assert_allclose(z.reshape(2, 36), same, atol=1e-9)
+    np.testing.assert_allclose(conv(x[0]), z[0], atol=1e-9)
+
+
+def test_bounds_of_layers_hold(rng):
+    dense = [
+        ibnn_jax.NEMON(5, 7, gamma=0.5, rngs=nnx.Rngs(0)),
+        NormBounded(5, 7, rngs=nnx.Rngs(0)),
+        MON(5, 7, rngs=nnx.Rngs(0)),
+    ]
+    x = rng.normal(size=(200, 5))
+    step = 0.05 * rng.choice([-1.0, 1.0], size=x.shape)
+    C = rng.normal(size=(3, 7))
+    for layer in dense:
+        layer = in_float64(layer, rng)
+        lo, hi = layer.interval(x - 0.05, x + 0.05)
+        z, moved = layer(x), layer(x + step)
+        for inside in (z, moved):
+            assert (lo <= inside + 1e-9).all() and (inside <= hi + 1e-9).all()
+        change = jnp.abs((moved - z) @ C.T).max() / 0.05
+        assert change <= min(layer.lipschitz(C)) * (1 + 1e-9)
+        if hasattr(layer, "regulariser"):
+            assert layer.regulariser(C) >= layer.lipschitz(C)[0]
+
+
+def test_bounds_of_the_convolution_hold(rng):
+    conv = ibnn_jax.NEMONConv(2, 3, (3, 3), gamma=0.5, rngs=nnx.Rngs(0))
+    conv = in_float64(conv, rng)
+    x = rng.normal(size=(20, 4, 4, 2))
+    step = 0.05 * rng.choice([-1.0, 1.0], size=x.shape)
+    C = rng.normal(size=(2, 4, 4, 3))
+    lo, hi = conv.interval(x - 0.05, x + 0.05)
+    z, moved = conv(x), conv(x + step)
+    for inside in (z, moved):
+        assert (lo <= inside + 1e-9).all() and (inside <= hi + 1e-9).all()
+    change = jnp.einsum("qhwc,nhwc->nq", C, moved - z)
+    paper, componentwise = conv.lipschitz(C)
+    assert jnp.abs(change).max() / 0.05 <= componentwise <= paper
+    assert conv.regulariser(C) >= paper
+
+
+def test_layers_train_under_jit_and_vmap_over_seeds(rng):
+    x, v = rng.normal(size=(8, 5)).astype("f4"), rng.normal(size=(8, 7)).astype("f4")
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(key):
+        return ibnn_jax.NEMON(5, 7, rngs=nnx.Rngs(key))
+
+    def loss(layer):
+        return ((layer(x) - v) ** 2).mean()
+
+    @nnx.jit
+    @nnx.vmap
+    def descend(layer):
+        value, gradient = nnx.value_and_grad(loss)(layer)
+        state = nnx.state(layer, nnx.Param)
+        nnx.update(layer, jax.tree.map(lambda p, g: p - 0.1 * g, state, gradient))
+        return value
+
+    layers = build(jax.random.split(jax.random.key(0), 3))
+    values = [descend(layers) for _ in range(20)]
+    assert (values[-1] < values[0]).all() and values[0].shape == (3,)
+
+
+def test_monotone_layer_uses_either_splitting(rng):
+    x = rng.normal(size=(4, 5))
+    layer = in_float64(MON(5, 7, margin=0.3, rngs=nnx.Rngs(0)), rng)
+    assert nemon.is_monotone(layer.matrix())
+    z, stats = layer(x, return_stats=True)
+    layer.solver = nemon.ForwardBackward(0.05)
+    np.testing.assert_allclose(layer(x), z, atol=1e-8)
+    assert stats.converged.all()
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda r: ibnn_jax.NEMON(5, 7, gamma=1.0, rngs=r), "gamma must be below 1"),
+        (lambda r: ibnn_jax.NEMONConv(1, 2, (2, 2), rngs=r), "odd h and w"),
+        (lambda r: NormBounded(5, 7, bound=1.0, rngs=r), "bound must be between"),
+        (lambda r: MON(5, 7, margin=0.0, rngs=r), "margin must be positive"),
+        (
+            lambda r: ibnn_jax.NEMON(5, 7, activation=nnx.gelu, rngs=r)(jnp.ones(5)),
+            "nondecreasing",
+        ),
+    ],
+)
+def test_bad_calls_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(nnx.Rngs(0))
