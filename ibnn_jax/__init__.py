@@ -6,10 +6,11 @@ Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
 Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.
 Networks on disk: `save`, `load`, `saveable`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
+The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`.
 Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
 """
 
-from ibnn_jax import attacks, core, robustness, solvers
+from ibnn_jax import attacks, core, nemon, robustness, solvers
 from ibnn_jax.core.adjoint import Implicit, Phantom, Unrolled
 from ibnn_jax.core.solution import Result, Solution, Stats
 from ibnn_jax.ibnn.couplings import (
@@ -33,6 +34,7 @@ from ibnn_jax.ibnn.solve import (
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.ucn import UCN, transfer
@@ -53,8 +55,12 @@ __all__ = [
     "IBNNLinear",
     "Implicit",
     "ImplicitBias",
+    "MON",
     "MeanField",
+    "NEMON",
+    "NEMONConv",
     "Newton",
+    "NormBounded",
     "Phantom",
     "Picard",
     "Result",
@@ -76,6 +82,7 @@ __all__ = [
     "implicit_layers",
     "inverse",
     "load",
+    "nemon",
     "one_step",
     "project",
     "project_lam",

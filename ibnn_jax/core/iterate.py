@@ -70,6 +70,7 @@ def iterate(
         trace=settings.trace,
         unrolled=unrolled,
     )
+    threshold = jnp.maximum(threshold, centred.rounding(ran.z))
     return package(problem, valid, ran._replace(z=ran.z + shift), threshold)
 
 
@@ -84,6 +85,11 @@ def run(
     unrolled: bool = False,
 ) -> Run:
     """The loop of `iterate`, for a problem around 0 without NaN or infinity."""
+
+    def unmet(norm, z):
+        limit = jnp.maximum(threshold, jax.lax.stop_gradient(problem.rounding(z)))
+        return norm > limit
+
     state = solver.init(problem, start)
     norm = _norm(state)
     history = None
@@ -95,7 +101,7 @@ def run(
         state,
         norm,
         jnp.zeros_like(norm, dtype=jnp.int32),
-        norm > threshold,
+        unmet(norm, state.z),
         history,
     )
 
@@ -106,8 +112,8 @@ def run(
         history = carry.trace
         if history is not None:
             history = history.at[:, carry.step + 1].set(norm)
-        # Not "norm > threshold" alone: a NaN residual must leave the loop too.
-        active = carry.active & (norm > threshold)
+        # Not ~met: a NaN residual must leave the loop too.
+        active = carry.active & unmet(norm, state.z)
         steps = carry.steps + carry.active
         return _Carry(carry.step + 1, state, norm, steps, active, history)
 

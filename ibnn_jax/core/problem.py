@@ -40,7 +40,8 @@ class AbstractProblem(ABC):
     """G independent systems r(z) = 0 of n unknowns each, z [G, n].
 
     A subclass is a frozen dataclass registered as a pytree. Every leaf is led by the
-    G groups, except those of the fields named in `shared`, which all groups use.
+    G groups, except those of the fields named in `shared`, which all groups use. A
+    field with metadata {"static": True} is no leaf.
     `residual` and `start` are enough; the other methods have defaults that suit a
     contraction z -> z + r(z).
 
@@ -80,6 +81,17 @@ class AbstractProblem(ABC):
         start = self.start()
         tol = max(tol, 4 * float(jnp.finfo(start.dtype).eps))
         return tol * (1 + jnp.abs(start).max(-1))
+
+    def rounding(self, z: Float[Array, "G n"]) -> Float[Array, "G"] | float:
+        """How large max_i |r_i| may be at a solution z for rounding alone.
+
+        A residual within it counts as converged, whatever the tolerance.
+        """
+        return 0.0
+
+    def size(self, r: Float[Array, "G n"]) -> Float[Array, "G"]:
+        """A norm of r that the safe step brings down, to judge other steps by."""
+        return jnp.abs(r).max(-1)
 
     def sanitised(self) -> tuple[Self, Bool[Array, "G"]]:
         """(this problem with harmless numbers in groups that hold NaN or infinity,
@@ -142,7 +154,8 @@ class AbstractProblem(ABC):
 
     def parts(self) -> tuple[dict, Callable[[dict], Self]]:
         """(the fields led by groups, how to put this problem together from others)."""
-        names = [field.name for field in dataclasses.fields(self)]  # type: ignore
+        fields = dataclasses.fields(self)  # type: ignore
+        names = [f.name for f in fields if not f.metadata.get("static")]
         grouped = {n: getattr(self, n) for n in names if n not in self.shared}
         return grouped, lambda parts: dataclasses.replace(self, **parts)  # type: ignore
 

@@ -65,6 +65,11 @@ class NEMONProblem(AbstractProblem):
         u = jnp.where(finite[:, None], self.u, 0)
         return replace(self, u=u), finite & sound.all()
 
+    def rounding(self, z):
+        """eps |A|_inf max|z|: A with entries off by rounding has such a residual."""
+        size = jnp.abs(self.A.summary()).sum(1).max() * jnp.abs(z).max(-1)
+        return float(jnp.finfo(z.dtype).eps) * size
+
     def size(self, r):
         """|r|_eta, which the average iteration brings down at every step."""
         return (jnp.abs(r) / self.eta[None]).max(-1)

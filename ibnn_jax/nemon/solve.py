@@ -43,7 +43,8 @@ def solve(
         solver: any of `ibnn_jax.solvers`; `Picard()` is the average iteration of the
             paper, and "auto" is `Newton()`, which falls back on its steps.
         tol: a row has converged when max|phi(A z + u) - z| <= tol (1 + max|u|); None
-            takes 1e-6 in float32, 1e-11 in float64; at least 4 machine epsilons.
+            takes 1e-6 in float32, 1e-11 in float64; at least 4 machine epsilons. What
+            rounding of A z alone may leave, eps |A|_inf max|z|, counts as converged.
         max_steps: most steps, 2000 when None.
         trace: keep the residual after every step in `stats.trace`.
 

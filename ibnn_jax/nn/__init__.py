@@ -2,6 +2,7 @@
 
 implicit_bias.py  the implicit bias between an affine map and its activation
 layers.py         IBNNLinear, IBNNConv
+nemon.py          NEMON, NEMONConv, and the rivals NormBounded and MON
 ucn.py            UCN(L, C), its standard twin, the transfer of weights
 saving.py         networks on disk; recipe.py: how they are built, as JSON
 convolution.py    a convolution that stays fast on CPUs in loops and under vmap
@@ -10,6 +11,7 @@ convolution.py    a convolution that stays fast on CPUs in loops and under vmap
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
+from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.ucn import UCN, transfer
@@ -18,6 +20,10 @@ __all__ = [
     "IBNNConv",
     "IBNNLinear",
     "ImplicitBias",
+    "MON",
+    "NEMON",
+    "NEMONConv",
+    "NormBounded",
     "UCN",
     "canonical_convolution",
     "fast_convolution",

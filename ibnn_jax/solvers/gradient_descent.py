@@ -31,7 +31,7 @@ class GradientDescent(IterativeSolver):
     throughout: every step is accepted and is the Picard step, so the solution reached
     is the one that descent from the start leads to, past the uniqueness bound too.
 
-    A problem without an energy is served as well as its residual resembles a gradient.
+    A problem without an energy is stepped by 1 / L, its shortest step, throughout.
 
     Steps to a tolerance of 1e-9 in float64 for implicit bias with lam in
     [-20, 0.9 bound], p up to 30, 36 or 64 neurons: median 11 to 23, most 230 (Uniform),
@@ -78,7 +78,9 @@ class GradientDescent(IterativeSolver):
         # |r|^2 - slope = tau r.Hr for some Hessian H between z and the trial.
         bend = square - slope
         secant = jnp.where(bend > 0, tau * square / jnp.where(bend > 0, bend, 1), 1)
-        tau = jnp.clip(jnp.where(accept, secant, self.shrink * secant), shortest, 1)
+        longest = 1 if problem.symmetric else shortest
+        tau = jnp.where(accept, secant, self.shrink * secant)
+        tau = jnp.clip(tau, shortest, longest)
         kept = select(accept[:, 0], (trial, r_trial), (z, r))
         return _State(*kept, tau)
 

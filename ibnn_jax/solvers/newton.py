@@ -14,6 +14,8 @@ from ibnn_jax.core.linear_solve import linear_solve
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solver import IterativeSolver
 
+SUFFICIENT = 1 - 1e-4  # a step judged by |r| must bring it below this share
+
 
 @dataclass(frozen=True)
 class Newton(IterativeSolver):
@@ -22,8 +24,9 @@ class Newton(IterativeSolver):
     Where r = -grad E and the solution is unique, E is strictly convex along every line.
     A full step that overshoots is then cut back by the secant rule on the slope
     r.delta, which needs no energy values (these drown in rounding near the solution).
-    For other problems a step that does not bring |r| down is cut, and in the end
-    replaced by the safe step.
+    For other problems a step that does not bring |r| down, in the norm in which the
+    safe step does, is cut and in the end replaced by the safe step: it converges
+    wherever the safe step contracts.
 
     Where the solution may not be unique the aim is the one that descent reaches from
     the start. There each step is the plain fixed-point step, which for lam > 0 is the
@@ -107,12 +110,13 @@ class _Search(NamedTuple):
         return overshot, useless, jnp.clip(1 / (1 - ratio), 0.1, 0.7)
 
     def by_norm(self, r_new, plain, last):
-        """(too long, useless, how to shorten) by max|r|, for want of an energy."""
-        failed = ~plain & ~self.smaller(r_new)
+        """(too long, useless, how to shorten) by |r|, for want of an energy."""
+        # By a share of itself, so that what is kept converges at least linearly.
+        failed = ~plain & ~self.smaller(r_new, SUFFICIENT)
         return failed & ~last, failed & last, jnp.full_like(r_new[:, 0], 0.5)
 
-    def smaller(self, r_new) -> Bool[Array, "G"]:
-        return jnp.abs(r_new).max(-1) < jnp.abs(self.r).max(-1)
+    def smaller(self, r_new, share: float = 1.0) -> Bool[Array, "G"]:
+        return self.problem.size(r_new) < share * self.problem.size(self.r)
 
 
 class _Trial(NamedTuple):

@@ -17,7 +17,7 @@ def network(draws, gamma, n=12, inputs=7, outputs=3):
     return A, B, C, eta
 
 
-@pytest.mark.parametrize("gamma", [-1.0, 0.0, 0.5, 0.9])
+@pytest.mark.parametrize("gamma", [-1.0, 0.9])
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh])
 def test_no_change_exceeds_the_bounds(draws, gamma, activation):
     A, B, C, eta = network(draws, gamma)
@@ -51,7 +51,7 @@ def test_there_is_no_bound_where_mu_exceeds_gamma(draws):
         nemon.lipschitz(A, B.T, C, eta, 0.5)
 
 
-@pytest.mark.parametrize("gamma", [-1.0, 0.0, 0.9])
+@pytest.mark.parametrize("gamma", [-1.0, 0.9])
 def test_intervals_hold_every_sample(draws, gamma):
     A, B, _, eta = network(draws, gamma)
     u_lo = draws.normal(size=(SAMPLES // 100, 12))

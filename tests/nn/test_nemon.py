@@ -8,7 +8,6 @@ from flax import nnx
 
 import ibnn_jax
 from ibnn_jax import nemon
-from ibnn_jax.nn.nemon import MON, NormBounded
 
 
 @pytest.fixture
@@ -84,8 +83,8 @@ def test_convolution_layer_agrees_with_the_dense_matrix(rng):
 def test_bounds_of_layers_hold(rng):
     dense = [
         ibnn_jax.NEMON(5, 7, gamma=0.5, rngs=nnx.Rngs(0)),
-        NormBounded(5, 7, rngs=nnx.Rngs(0)),
-        MON(5, 7, rngs=nnx.Rngs(0)),
+        ibnn_jax.NormBounded(5, 7, rngs=nnx.Rngs(0)),
+        ibnn_jax.MON(5, 7, rngs=nnx.Rngs(0)),
     ]
     x = rng.normal(size=(200, 5))
     step = 0.05 * rng.choice([-1.0, 1.0], size=x.shape)
@@ -143,7 +142,7 @@ def test_layers_train_under_jit_and_vmap_over_seeds(rng):
 
 def test_monotone_layer_uses_either_splitting(rng):
     x = rng.normal(size=(4, 5))
-    layer = in_float64(MON(5, 7, margin=0.3, rngs=nnx.Rngs(0)), rng)
+    layer = in_float64(ibnn_jax.MON(5, 7, margin=0.3, rngs=nnx.Rngs(0)), rng)
     assert nemon.is_monotone(layer.matrix())
     z, stats = layer(x, return_stats=True)
     layer.solver = nemon.ForwardBackward(0.05)
@@ -156,8 +155,11 @@ def test_monotone_layer_uses_either_splitting(rng):
     [
         (lambda r: ibnn_jax.NEMON(5, 7, gamma=1.0, rngs=r), "gamma must be below 1"),
         (lambda r: ibnn_jax.NEMONConv(1, 2, (2, 2), rngs=r), "odd h and w"),
-        (lambda r: NormBounded(5, 7, bound=1.0, rngs=r), "bound must be between"),
-        (lambda r: MON(5, 7, margin=0.0, rngs=r), "margin must be positive"),
+        (
+            lambda r: ibnn_jax.NormBounded(5, 7, bound=1.0, rngs=r),
+            "bound must be between",
+        ),
+        (lambda r: ibnn_jax.MON(5, 7, margin=0.0, rngs=r), "margin must be positive"),
         (
             lambda r: ibnn_jax.NEMON(5, 7, activation=nnx.gelu, rngs=r)(jnp.ones(5)),
             "nondecreasing",
