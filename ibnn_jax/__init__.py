@@ -6,7 +6,8 @@ Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
 Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.
 Networks on disk: `save`, `load`, `saveable`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
-The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`.
+The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`;
+its rivals `NormBounded`, `MON`; `EquilibriumClassifier`.
 Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
 """
 
@@ -31,6 +32,7 @@ from ibnn_jax.ibnn.solve import (
     solve,
     solve_adjoint,
 )
+from ibnn_jax.nn.classifier import EquilibriumClassifier
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
@@ -50,6 +52,7 @@ __all__ = [
     "Anderson",
     "Broyden",
     "Dense",
+    "EquilibriumClassifier",
     "GradientDescent",
     "IBNNConv",
     "IBNNLinear",

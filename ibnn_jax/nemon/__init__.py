@@ -21,7 +21,7 @@ from ibnn_jax.nemon.conditions import (
     subhomogeneous_degree,
 )
 from ibnn_jax.nemon.equation import NEMONProblem, average_step
-from ibnn_jax.nemon.interval import interval
+from ibnn_jax.nemon.interval import interval, margins
 from ibnn_jax.nemon.lipschitz import lipschitz, regulariser
 from ibnn_jax.nemon.matrices import Convolution
 from ibnn_jax.nemon.solve import fixed_point, most_steps, solve, solve_adjoint
@@ -51,6 +51,7 @@ __all__ = [
     "is_norm_bounded",
     "is_subhomogeneous",
     "lipschitz",
+    "margins",
     "matrix_measure",
     "most_steps",
     "monotone",

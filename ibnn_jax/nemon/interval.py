@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
 from ibnn_jax.nemon.equation import bind
@@ -54,3 +54,21 @@ def interval(
     z = solution.value.reshape(u.shape).astype(u_lo.dtype)
     lo, hi = jnp.split(z, 2, -1)
     return lo, hi
+
+
+def margins(
+    C: Float[Array, "q n"],
+    c: Float[Array, "q"],
+    z_lo: Float[Array, "N n"],
+    z_hi: Float[Array, "N n"],
+    labels: Int[Array, "N"],
+) -> Float[Array, "N q"]:
+    """The least y_label - y_k that y = C z + c can have for z_lo <= z <= z_hi, [N, q].
+
+    It is 0 at k = label. Where all others are positive, the class is certified.
+    """
+    difference = C[labels][:, None] - C
+    centre, radius = (z_lo + z_hi) / 2, (z_hi - z_lo) / 2
+    least = jnp.einsum("nqi,ni->nq", difference, centre)
+    least -= jnp.einsum("nqi,ni->nq", jnp.abs(difference), radius)
+    return least + c[labels][:, None] - c

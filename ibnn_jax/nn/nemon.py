@@ -15,6 +15,7 @@ from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix
 from ibnn_jax.nemon.solve import differentiable, unflatten
 from ibnn_jax.nemon.weights import check_gamma, check_kernel
+from ibnn_jax.nn.recipe import saveable
 
 
 class Equilibrium(nnx.Module):
@@ -112,6 +113,11 @@ class DenseEquilibrium(Equilibrium):
         return centre - radius, centre + radius
 
 
+saveable(nemon.PeacemanRachford)
+saveable(nemon.ForwardBackward)
+
+
+@saveable
 class NEMON(DenseEquilibrium):
     """z = phi(A z + B x + b) with mu(A) <= gamma in the norm weighted by exp(log_eta).
 
@@ -169,6 +175,7 @@ class NEMON(DenseEquilibrium):
         return nemon.regulariser(self.B[...], C, self.eta, self.gamma)
 
 
+@saveable
 class NEMONConv(Equilibrium):
     """z = phi(A z + B x + b) with A and B zero-padded convolutions and mu(A) <= gamma.
 
@@ -254,6 +261,7 @@ class NEMONConv(Equilibrium):
         return centre - radius, centre + radius
 
 
+@saveable
 class NormBounded(DenseEquilibrium):
     """The rival whose condition is |A|_inf <= bound < 1 (`nemon.norm_bounded`).
 
@@ -294,6 +302,7 @@ class NormBounded(DenseEquilibrium):
         return nemon.regulariser(self.B[...], C, self.eta, self.bound)
 
 
+@saveable
 class MON(DenseEquilibrium):
     """The monotone operator network z = relu(A z + B x + b), see `nemon.monotone`.
 

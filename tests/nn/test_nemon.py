@@ -1,5 +1,7 @@
 """The layers NEMON, NEMONConv and their rivals."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,3 +171,25 @@ def test_monotone_layer_uses_either_splitting(rng):
 def test_bad_calls_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(nnx.Rngs(0))
+
+
+def test_classifier_certifies_what_no_attack_changes(rng, tmp_path):
+    layer = partial(ibnn_jax.NEMON, gamma=0.5)
+    model = ibnn_jax.EquilibriumClassifier(
+        (4, 3), 3, features=6, layer=layer, rngs=nnx.Rngs(0)
+    )
+    images = jnp.asarray(rng.uniform(size=(300, 4, 3)), jnp.float32)
+    labels = model(images).argmax(1)
+    certified = model.certified(images, labels, 0.05)
+    assert 0 < certified.mean() < 1
+    margins = model.margins(images, labels, 0.05)
+    for _ in range(30):
+        step = 0.05 * rng.choice([-1.0, 1.0], size=images.shape)
+        y, stats = model(jnp.clip(images + step, 0, 1), return_stats=True)
+        assert (y.argmax(1) == labels)[certified].all()
+        assert stats[0].converged.all()
+        own = jnp.take_along_axis(y, labels[:, None], 1)
+        assert (margins <= own - y + 1e-4).all()
+    assert model.regulariser() >= model.lipschitz()[0] >= model.lipschitz()[1]
+    ibnn_jax.save(model, tmp_path / "net")
+    assert (ibnn_jax.load(tmp_path / "net")(images) == model(images)).all()

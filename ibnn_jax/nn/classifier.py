@@ -1,0 +1,97 @@
+"""A classifier with one equilibrium layer, with its bounds and certificates."""
+
+from collections.abc import Callable
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from ibnn_jax import nemon
+from ibnn_jax.core.solution import Stats
+from ibnn_jax.nn.nemon import NEMON, DenseEquilibrium
+from ibnn_jax.nn.recipe import saveable
+
+
+@saveable
+class EquilibriumClassifier(nnx.Module):
+    """y = C z + c with z = phi(A z + B x + b) and x the pixels of an image.
+
+    Args:
+        image_shape: of one image; images [N, *image_shape].
+        classes: the number of logits.
+        features: the size of z.
+        layer: called as layer(pixels, features, rngs=rngs): `NEMON`, a
+            `functools.partial` of it, or one of its rivals `NormBounded` and `MON`.
+        rngs: random streams.
+
+    Example:
+        layer = partial(ibnn_jax.NEMON, gamma=0.0)
+        model = ibnn_jax.EquilibriumClassifier((28, 28), 10, layer=layer, rngs=rngs)
+        logits = model(images)
+        certified = model.certified(images, labels, eps=0.1)
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, ...],
+        classes: int,
+        *,
+        features: int = 100,
+        layer: Callable[..., DenseEquilibrium] = NEMON,
+        rngs: nnx.Rngs,
+    ):
+        self.layer = layer(prod(image_shape), features, rngs=rngs)
+        self.readout = nnx.Linear(features, classes, rngs=rngs)
+
+    def __call__(
+        self, images: Float[Array, "N ..."], *, return_stats: bool = False
+    ) -> Float[Array, "N q"] | tuple[Float[Array, "N q"], list[Stats]]:
+        """The logits; with return_stats, (logits, [Stats of the layer])."""
+        z, stats = self.layer(_flat(images), return_stats=True)
+        logits = self.readout(z)
+        return (logits, [stats]) if return_stats else logits
+
+    @property
+    def C(self) -> Float[Array, "q n"]:
+        """The matrix of the readout."""
+        return self.readout.kernel[...].T
+
+    def lipschitz(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`nemon.lipschitz` from the pixels to the logits."""
+        return self.layer.lipschitz(self.C)
+
+    def regulariser(self) -> Float[Array, ""]:
+        """`nemon.regulariser` from the pixels to the logits."""
+        return self.layer.regulariser(self.C)
+
+    def margins(
+        self, images: Float[Array, "N ..."], labels: Int[Array, "N"], eps: float | Array
+    ) -> Float[Array, "N q"]:
+        """Least y_label - y_k over all images in [0, 1] within eps, by intervals.
+
+        Differentiable: a loss on these margins is certified training.
+        """
+        x = _flat(images)
+        lo, hi = jnp.clip(x - eps, 0, 1), jnp.clip(x + eps, 0, 1)
+        return nemon.margins(
+            self.C, self.readout.bias[...], *self.layer.interval(lo, hi), labels
+        )
+
+    def certified(
+        self, images: Float[Array, "N ..."], labels: Int[Array, "N"], eps: float | Array
+    ) -> Bool[Array, "N"]:
+        """Whether every image in [0, 1] within eps is given this label."""
+        margins = self.margins(images, labels, eps)
+        others = ~jax.nn.one_hot(labels, margins.shape[1], dtype=bool)
+        return jnp.where(others, margins, jnp.inf).min(1) > 0
+
+    def lams(self) -> list[Array]:
+        """No implicit bias: none."""
+        return []
+
+
+def _flat(images):
+    return images.reshape(len(images), -1)
