@@ -105,13 +105,13 @@ def paired_difference(ours: History, theirs: History) -> dict | None:
     difference = selected_accuracy(ours)[at] - selected_accuracy(theirs)[at_theirs]
     return {
         "mean": float(difference.mean()),
-        "interval": _bootstrap(difference),
+        "interval": bootstrap_interval(difference),
         "seeds": len(shared),
         "better": int((difference > 0).sum()),
     }
 
 
-def _bootstrap(values: np.ndarray) -> list[float] | None:
+def bootstrap_interval(values: np.ndarray) -> list[float] | None:
     """A 95% confidence interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None

@@ -18,7 +18,7 @@ from train.experiments.harness.options import Options
 from train.experiments.harness.results import Results, label
 from train.experiments.harness.show import show
 from train.experiments.harness.study import Study
-from train.runs.folder import write_json
+from train.runs.files import write_json
 from train.runs.session import environment
 
 

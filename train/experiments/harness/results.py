@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from train.errors import UserError
-from train.runs.folder import write_text
+from train.runs.files import write_text
 
 Point = dict[str, Any]  # what is measured at once, such as one variant at one eps
 Row = dict[str, Any]  # named numbers, and the names of the point

@@ -12,7 +12,7 @@ import matplotlib
 from train.errors import UserError
 from train.experiments.harness import results
 from train.experiments.harness.options import NAMES
-from train.runs.folder import write_text
+from train.runs.files import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, the backend comes first

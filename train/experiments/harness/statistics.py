@@ -2,15 +2,12 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from train.experiments.harness.results import Row, column, pick, unique
-
-CONFIDENCE = 0.95
-RESAMPLES = 9999
+from train.runs.summary import bootstrap_interval
 
 
 def curve(
@@ -57,8 +54,8 @@ def crossing(x: np.ndarray, y: np.ndarray, level: float) -> float | None:
 class Difference:
     """The mean difference of two models, taken seed by seed.
 
-    mean: over the seeds that both models have. low, high: its bootstrap confidence
-    interval (`CONFIDENCE`); NaN for fewer than two seeds. seeds: how many they are.
+    mean: over the seeds that both models have. low, high: its 95% bootstrap confidence
+    interval; NaN for fewer than two seeds. seeds: how many they are.
     """
 
     mean: float
@@ -94,25 +91,5 @@ def paired_difference(
     values = np.array([known[0][seed] - known[1][seed] for seed in seeds], float)
     if not len(values):
         return Difference(math.nan, math.nan, math.nan, 0)
-    return Difference(float(values.mean()), *_interval(values), len(values))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The bootstrap confidence interval of the mean, always the same one."""
-    from scipy.stats import bootstrap  # here: it takes a second to import
-
-    if len(values) < 2:
-        return math.nan, math.nan
-    # With three to five seeds the corrections of BCa are degenerate; the percentiles
-    # of the resampled means are not.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = bootstrap(
-            (values,),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="percentile",
-            random_state=np.random.default_rng(0),
-        )
-    return tuple(map(float, result.confidence_interval))
+    low, high = bootstrap_interval(values) or (math.nan, math.nan)
+    return Difference(float(values.mean()), low, high, len(values))

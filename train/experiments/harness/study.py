@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.config import Config
+from train.distributed import processes
 from train.engine import compile_cache
 from train.errors import UserError
 from train.experiments.harness.options import Options
 from train.experiments.harness.results import Row, not_finite, rounded
 from train.runs import folder as folders
+from train.runs.files import read_json
 from train.runs.session import complete
 
 if TYPE_CHECKING:
@@ -111,7 +113,8 @@ class Study:
                 raise
             finite = False
         compile_cache.release()
-        return folders.read(config.out).get(config.model, {}), finite
+        history = _readable(lambda: folders.read(config.out))
+        return history.get(config.model, {}), finite
 
     def outcomes(self, variant: str, **changes: Any) -> list[Row]:
         """What a training came to, a row per seed.
@@ -142,15 +145,15 @@ class Study:
     def parameters(self, variant: str, **changes: Any) -> int:
         """How many numbers one network of a run trains; the run has at least begun."""
         config = self.config(variant, **changes)
-        setup = folders.read_json(Path(config.out, "setup.json"))
+        setup = _readable(lambda: read_json(Path(config.out, "setup.json")))
         return setup["parameters"][config.model]
 
     @functools.cached_property
     def dataset(self) -> "Dataset":
         """The data of the networks."""
-        from train.engine import loop  # imports JAX
+        from train.data import prepare
 
-        return loop.prepare(self.config("sm"))
+        return _readable(lambda: prepare(self.config("sm")))
 
     def ensemble(self, variant: str) -> "Ensemble | None":
         """The trained networks of a variant; None if their loss did not stay finite."""
@@ -158,8 +161,9 @@ class Study:
 
         if variant not in self._ensembles:
             _, finite = self.history(variant)
+            config, dataset = self.config(variant), self.dataset
             self._ensembles[variant] = (
-                ensemble.load(self.config(variant), self.dataset) if finite else None
+                _readable(lambda: ensemble.load(config, dataset)) if finite else None
             )
         return self._ensembles[variant]
 
@@ -168,6 +172,11 @@ class Study:
         count = self.options.images
         images = self.dataset.test_images[:count]
         return pixels(images), self.dataset.test_labels[:count]
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    """The result of reading files; what is damaged or absent is a UserError."""
+    return processes.ALONE.together(read)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from train.experiments.harness.results import Row, pick, unique
-from train.experiments.harness.statistics import CONFIDENCE, Difference, curve
+from train.experiments.harness.statistics import Difference, curve
 
 COLOURS = {"sm": "#3b6fb6", "trained": "#d1495b", "free": "#8d6a9f", "fixed": "#66a182"}
 NAMES = {
@@ -85,7 +85,7 @@ def paired(differences: Sequence[Difference]) -> str:
     few = ", which with so few seeds is little more than their range"
     return (
         f" Differences are means over {' or '.join(map(str, seeds))} seeds, taken "
-        f"seed by seed; in brackets their bootstrap {100 * CONFIDENCE:.0f}% confidence "
+        "seed by seed; in brackets their bootstrap 95% confidence "
         f"interval{few if min(seeds) < FEW else ''}."
     )
 
