@@ -4,7 +4,7 @@ The layers: `ImplicitBias`, `IBNNLinear`, `IBNNConv`, `UCN`; `project` after upd
 The function: `implicit_bias` (differentiable), `solve`, `inverse`, `energy`.
 Couplings: `Uniform`, `Window`, `Dense`; `uniqueness_bound`, `project_lam`.
 Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picard`.
-Networks on disk: `save`, `load`, `saveable`.
+Networks on disk: `save`, `load`, `saveable`, `from_torch_state_dict`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
 The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`;
 its rivals `NormBounded`, `MON`; `EquilibriumClassifier`.
@@ -39,6 +39,7 @@ from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
 from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
+from ibnn_jax.nn.torch_weights import from_torch_state_dict
 from ibnn_jax.nn.ucn import UCN, transfer
 from ibnn_jax.solvers.anderson import Anderson
 from ibnn_jax.solvers.broyden import Broyden
@@ -80,6 +81,7 @@ __all__ = [
     "default_solver",
     "energy",
     "fast_convolution",
+    "from_torch_state_dict",
     "hard_tanh",
     "implicit_bias",
     "implicit_layers",

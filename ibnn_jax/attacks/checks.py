@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 
 def is_known(value: Any) -> bool:
     """Whether the numbers can be read: not traced, and all on this process."""
-    return not isinstance(value, jax.core.Tracer) and getattr(
+    return not isinstance(value, Tracer) and getattr(
         value, "is_fully_addressable", True
     )
 
@@ -96,7 +97,7 @@ def within_bounds(images: Array, bounds: Any) -> tuple[Array, Array]:
 
 def _bound(value, shape):
     """[1, ...] of the rank of the images."""
-    if isinstance(value, str | bool | jax.core.Tracer):
+    if isinstance(value, str | bool | Tracer):
         raise TypeError
     value = np.asarray(value, np.float64)
     np.broadcast_to(value, shape)
@@ -118,7 +119,7 @@ def _check_range(images, low, high):
 
 def integer_labels(labels: Any, images: Array) -> Array:
     """One integer per image."""
-    dtype, shape = getattr(labels, "dtype", None), getattr(labels, "shape", None)
+    dtype, shape = getattr(labels, "dtype", None), getattr(labels, "shape", ())
     if (
         dtype is None
         or not jnp.issubdtype(dtype, jnp.integer)
@@ -148,7 +149,7 @@ def class_labels(labels: Any, classes: int) -> Array:
 
 def random_key(key: Any) -> Array:
     """A single key of jax.random."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if typed and shape == ():
         return key

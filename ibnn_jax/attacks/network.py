@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax.errors import TraceContextError
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 
@@ -29,7 +30,7 @@ class Program:
         # Kept, so that no other array can get the id of one of these.
         self._held = tuple(_held_arrays(closed.jaxpr))
         arrays = (*closed.consts, *self._held)
-        transformed = any(isinstance(array, jax.core.Tracer) for array in arrays)
+        transformed = any(isinstance(array, Tracer) for array in arrays)
         text = "" if transformed else str(closed.jaxpr)
         itself = id(self.jaxpr) if transformed or "callback" in text else None
         self._key = (text, tuple(map(id, self._held)), itself)
@@ -67,7 +68,7 @@ def trace(function: Callable[..., Array], *arguments: Array) -> Network:
     try:
         # A new lambda each time: JAX would remember the arrays of a known function.
         closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)
-    except flax.errors.TraceContextError as error:
+    except TraceContextError as error:
         raise ValueError(
             "the network changes its own state when it is called, as batch norm and "
             "dropout do in training mode: call model.eval() before the attack"

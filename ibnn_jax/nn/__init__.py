@@ -6,6 +6,7 @@ nemon.py          NEMON, NEMONConv, and the rivals NormBounded and MON
 classifier.py     EquilibriumClassifier: one of these, a readout, and its certificates
 ucn.py            UCN(L, C), its standard twin, the transfer of weights
 saving.py         networks on disk; recipe.py: how they are built, as JSON
+torch_weights.py  a UCN from the weights of the authors' program
 convolution.py    a convolution that stays fast on CPUs in loops and under vmap
 """
 
@@ -16,6 +17,7 @@ from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
 from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
+from ibnn_jax.nn.torch_weights import from_torch_state_dict
 from ibnn_jax.nn.ucn import UCN, transfer
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "UCN",
     "canonical_convolution",
     "fast_convolution",
+    "from_torch_state_dict",
     "implicit_layers",
     "load",
     "project",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from ibnn_jax.ibnn.couplings import Dense
 
@@ -52,7 +53,7 @@ def saveable(thing: T, name: str | None = None) -> T:
                 self.hidden = ibnn_jax.IBNNLinear(784, features, rngs=rngs)
                 self.head = nnx.Linear(features, 10, rngs=rngs)
     """
-    name = name or getattr(thing, "__qualname__", "")
+    name = str(name or getattr(thing, "__qualname__", ""))
     known = _named.get(name, thing)
     if not name or known is not thing and not _same_source(known, thing):
         raise ValueError(
@@ -60,9 +61,13 @@ def saveable(thing: T, name: str | None = None) -> T:
             'e.g. saveable(MyClass, "my.Class")'
         )
     _named[name] = thing
-    if isinstance(thing, type) and issubclass(thing, nnx.Module):
+    if _is_module(thing):
         _keep_arguments(thing, name)
     return thing
+
+
+def _is_module(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, nnx.Module)
 
 
 def _same_source(a, b) -> bool:
@@ -73,7 +78,7 @@ def _same_source(a, b) -> bool:
     return places[0] == places[1]
 
 
-def _keep_arguments(cls: type, name: str) -> None:
+def _keep_arguments(cls: Any, name: str) -> None:
     initialise = cls.__init__
     signature = inspect.signature(initialise)
 
@@ -94,11 +99,12 @@ def _keep_arguments(cls: type, name: str) -> None:
 def _encode_call(given: inspect.BoundArguments, owner: str) -> dict[str, Any]:
     """The arguments but self, by name where they have one."""
     kinds = {p.kind: key for key, p in given.signature.parameters.items()}
+    options = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         places, named = list(given.args[1:]), dict(given.kwargs)
     else:
         places, named = [], dict(list(given.arguments.items())[1:])
-        named |= named.pop(kinds.get(inspect.Parameter.VAR_KEYWORD), {})
+        named |= named.pop(options, {})
     encoded = {}
     for key, value in named.items():
         try:
@@ -168,7 +174,7 @@ def encode(value: Any) -> Any:
 
 
 def _encode_array(value: jax.Array | np.ndarray) -> Any:
-    if value.ndim == 0 and not isinstance(value, jax.core.Tracer):
+    if value.ndim == 0 and not isinstance(value, Tracer):
         return encode(value.item())
     return {"array": list(value.shape), "dtype": str(value.dtype)}
 

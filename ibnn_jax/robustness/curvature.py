@@ -38,7 +38,7 @@ def input_curvature(
     """
     x = checks.floating_array("x", x)
     key = checks.random_key(key)
-    h = checks.scalar("h", h, x.dtype, positive=True)
+    step = checks.scalar("h", h, x.dtype, positive=True)
     probes = checks.count("probes", probes)
 
     def total(x):
@@ -55,7 +55,7 @@ def input_curvature(
 
     def probe(key):
         g = jax.random.rademacher(key, x.shape, x.dtype)
-        return ((gradient(x + h * g) - here) ** 2).reshape(len(x), -1).sum(1)
+        return ((gradient(x + step * g) - here) ** 2).reshape(len(x), -1).sum(1)
 
     return jax.lax.map(probe, jax.random.split(key, probes)).mean(0)
 

@@ -36,6 +36,7 @@ def hidden_margins(
             f"{len(model.blocks)}"
         )
     norm = model.blocks[0].norm
+    assert norm.scale is not None  # UCN's batch norm has one
     scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
     kernel = model.head.kernel[...]
     c = kernel.reshape(-1, len(scale), kernel.shape[1]) * scale[:, None]
