@@ -110,7 +110,7 @@ def start_two_by_slurm(environment, out, *options):
 def end(*started):
     """[(exit status, stdout, stderr)], waited for; none outlives the test."""
     try:
-        printed = [process.communicate(timeout=120) for process in started]
+        printed = [process.communicate(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()

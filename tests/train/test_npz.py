@@ -57,6 +57,18 @@ REFUSED = [
     ({"train_images": full("a", str)}, "uint8 or floating"),
     ({"train_images": np.zeros((6, 9, 8), np.uint8)}, "one shape"),
     ({"train_images": np.zeros((6, 64), np.uint8)}, "N, H, W, C"),
+    ({"train_images": np.uint8(3)}, "N, H, W"),
+    ({"train_labels": np.int64(3)}, r"must be \[6\]"),
+    ({"train_labels": np.eye(6, dtype=int)}, r"must be \[6\]"),
+    ({"train_labels": np.arange(6) > 2}, "integers"),
+    ({"train_images": full(0, complex)}, "uint8 or floating"),
+    (
+        {
+            "train_images": np.zeros((6, 0, 8), np.uint8),
+            "test_images": np.zeros((3, 0, 8), np.uint8),
+        },
+        "are empty",
+    ),
     ({"train_images": full(np.nan), "test_images": FLOATS[:3]}, "finite"),
     ({"test_images": full(0.5, train=3)}, "are uint8 and test_images float32"),
     ({"test_images": 255 * FLOATS[:3]}, "are uint8 and test_images float32"),
@@ -102,6 +114,12 @@ def test_labels_that_begin_at_one_and_standardised_floats_are_warned_of(tmp_path
     )
     with pytest.warns(UserWarning, match="1 of 4 classes have no training image, 0"):
         assert data.load(one).classes == 4
+    bits = {
+        "train_images": (FLOATS > 0.5).astype(np.uint8),
+        "test_images": (FLOATS[:3] > 0.5).astype(np.uint8),
+    }
+    with pytest.warns(UserWarning, match="uint8 in 0..1"):
+        data.load(save(tmp_path / "c.npz", **bits))
     images = 4 * FLOATS - 2
     other = save(tmp_path / "b.npz", train_images=images, test_images=images[1:4])
     with pytest.warns(UserWarning, match=r"not in \[0, 1\]"):

@@ -222,6 +222,36 @@ def test_out_on_a_file(tiny_config, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/sm", "metrics.jsonl"])
+def test_files_and_folders_in_each_others_place(tiny_config, tmp_path, place):
+    config = tiny_config(epochs=1)
+    path = tmp_path / "run" / place
+    if place.endswith("jsonl"):
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    with pytest.raises(UserError, match=place):
+        complete(config)
+
+
+def test_missing_files_of_a_checkpoint_are_noticed(saved, tmp_path):
+    config = dataclasses.replace(saved, out=str(tmp_path / "run"))
+    shutil.copytree(saved.out, config.out)
+    wanted = jax.tree.leaves(train.runs.load(saved.out).weights)
+    files = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
+    for file in (path for path in files if path.is_file()):
+        content = file.read_bytes()
+        file.unlink()
+        try:
+            found = jax.tree.leaves(train.runs.load(config.out).weights)
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+        except (ValueError, FileNotFoundError) as error:
+            assert "checkpoint" in str(error)
+        file.write_bytes(content)
+
+
 def test_changed_data_is_refused(saved, tmp_path):
     config = dataclasses.replace(saved, out=str(tmp_path / "run"))
     shutil.copytree(saved.out, config.out)
@@ -231,6 +261,14 @@ def test_changed_data_is_refused(saved, tmp_path):
     (tmp_path / "run" / "setup.json").write_text(json.dumps(setup))
     with pytest.raises(UserError, match="data set is not the one"):
         complete(config)
+
+
+def test_the_largest_seed_is_a_seed(tiny_config):
+    runs = []
+    for seed in (0, 2**31, 2**32 - 1):
+        config = tiny_config(seed=seed, epochs=1, out=f"{tiny_config().out}-{seed}")
+        runs.append(folders.read(complete(config).path)["sm"]["test_loss"])
+    assert not np.allclose(runs[0], runs[1]) and not np.allclose(runs[1], runs[2])
 
 
 def test_folder_refuses_other_options_and_a_second_process(tmp_path, tiny_config):

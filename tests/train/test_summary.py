@@ -121,6 +121,10 @@ def test_cut_off_line_is_left_out(tmp_path, fake_run):
     assert folders.read(run)["sm"]["test_loss"].shape == (3, 3)
 
 
+LINE = (
+    '{"model": "sm", "seed": 0, "epoch": 1, "train_loss": 1, "train_accuracy": 1, '
+    '"test_loss": 1, "test_accuracy": 0.25}\n'
+)
 DAMAGES = {
     "metrics.jsonl": [
         '{"model": "sm", \n',
@@ -129,10 +133,19 @@ DAMAGES = {
         '{"seed": 0}\n',
         '{"model": "sm"}\n',
         '{"model": "sm", "seed": 0, "epoch": 1}\n',
+        '{"model": "sm", "seed": "a", "epoch": 1}\n',
+        '{"model": [1], "seed": 0, "epoch": 1}\n',
+        LINE.replace("0.25", "[0.25]"),
+        LINE.replace("0.25", "null"),
+        LINE.replace("}", ', "lam": 1.0}'),
         '{"model": "sm", "seed": 0, "epoch": 1, "test_accuracy": "a"}\n',
     ],
-    "seconds.jsonl": ["{\n", '{"model": "sm"}\n'],
-    "setup.json": ["", "{", "\x00"],
+    "seconds.jsonl": [
+        "{\n",
+        '{"model": "sm", "seconds": "long"}\n',
+        '{"model": "sm"}\n',
+    ],
+    "setup.json": ["", "{", "\x00", "[]"],
 }
 
 

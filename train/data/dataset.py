@@ -49,6 +49,8 @@ class Dataset:
                 f"{where}: images must be [N, H, W, C] in uint8 or float32, not "
                 f"{images.shape} in {images.dtype}"
             )
+        if min(images.shape[1:]) < 1:
+            raise ValueError(f"{where}: images of shape {images.shape[1:]} are empty")
         if labels.shape != images.shape[:1] or labels.dtype != np.int32:
             raise ValueError(
                 f"{where}: labels must be [{len(images)}] in int32, not "

@@ -84,7 +84,11 @@ def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
             f"{path}: {name} must be uint8 or floating point, not {images.dtype}"
         )
     images = images[..., None] if images.ndim == 3 else images
-    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] > 4:
+    if images.ndim != 4:
+        raise ValueError(
+            f"{path}: {name} must be [N, H, W] or [N, H, W, C], not {images.shape}"
+        )
+    if images.shape[1] in (1, 3, 4) and images.shape[3] > 4:
         raise ValueError(
             f"{path}: {name} of shape {images.shape} have their channels first; "
             "numpy.moveaxis(images, 1, -1) puts them last"
@@ -99,7 +103,15 @@ def _check_ranges(path: Path, train: np.ndarray, test: np.ndarray) -> None:
             f"{path}: train_images are {train.dtype} and test_images {test.dtype}; "
             "both must be uint8 (0..255), or both floats in [0, 1]"
         )
-    if train.dtype == np.uint8 or not train.size or not test.size:
+    if not train.size or not test.size:
+        return
+    if train.dtype == np.uint8:
+        if train.max() == 1:
+            warnings.warn(
+                f"{path}: images are uint8 in 0..1, and will be divided by 255; save "
+                "0..255, or floats in [0, 1]",
+                stacklevel=3,
+            )
         return
     ranges = [(float(part.min()), float(part.max())) for part in (train, test)]
     shown = " and ".join(f"{low:g}..{high:g}" for low, high in ranges)

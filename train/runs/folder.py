@@ -14,7 +14,7 @@ import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -205,7 +205,10 @@ def read(folder: str | Path) -> dict[str, History]:
     seconds = read_lines(seconds_file)
     by_model: dict[str, list[dict]] = {}
     for line in read_lines(file):
-        by_model.setdefault(_get(line, file, "model"), []).append(line)
+        model = _get(line, file, "model")
+        if not isinstance(model, str):
+            raise ValueError(f"{file} is damaged: {model!r} is no model")
+        by_model.setdefault(model, []).append(line)
     found = {}
     for model, lines in by_model.items():
         found[model] = _history(lines, file)
@@ -215,34 +218,47 @@ def read(folder: str | Path) -> dict[str, History]:
             for line in seconds
             if line.get("model") == model
         ]
-        found[model]["seconds"] = np.array(times[:epochs], float)
+        found[model]["seconds"] = _numbers(times[:epochs], seconds_file)
     return found
 
 
 def _history(lines: list[dict], file: Path) -> History:
     """The lines of one model as arrays, over the epochs that every seed has."""
-    table = {
-        (_get(line, file, "seed"), _get(line, file, "epoch")): line for line in lines
-    }
+    table = {}
+    for line in lines:
+        key = (_get(line, file, "seed"), _get(line, file, "epoch"))
+        if not all(type(number) is int for number in key):
+            raise ValueError(f"{file} is damaged: seed and epoch {key} are no numbers")
+        table[key] = line
     seeds = sorted({seed for seed, _ in table})
     epochs = 0
     while all((seed, epochs + 1) in table for seed in seeds):
         epochs += 1
     names = [n for n in lines[0] if n not in ("model", "seed", "epoch")]
+    needed = [f"{p}_{kind}" for p in ("train", "test") for kind in ("loss", "accuracy")]
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise ValueError(f"{file} is damaged: its lines have no {missing[0]}")
     history: History = {"seed": np.array(seeds)}
-    try:
-        for name in names:
-            rows = [[table[s, e + 1][name] for e in range(epochs)] for s in seeds]
-            history[name] = np.array(rows, float)
-        assert history["test_accuracy"].shape == (len(seeds), epochs)
-    except (KeyError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f"{file} is damaged: its lines do not hold the same metrics ({error})"
-        ) from error
+    for name in names:
+        rows = [
+            [_get(table[s, e + 1], file, name) for e in range(epochs)] for s in seeds
+        ]
+        history[name] = _numbers(rows, file)
+        each_layer = name == "lam" or name.startswith("solver")
+        if epochs and history[name].ndim != 2 + each_layer:
+            raise ValueError(f"{file} is damaged: {name} is not one number an epoch")
     return history
 
 
-def _get(value, file: Path, *keys: str):
+def _numbers(rows: list, file: Path) -> np.ndarray:
+    try:
+        return np.array(rows, float)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: its metrics are no numbers") from error
+
+
+def _get(value: Any, file: Path, *keys: str) -> Any:
     """value[key][key]...; ValueError that names the file if it is not there."""
     try:
         for key in keys:

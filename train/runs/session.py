@@ -87,7 +87,6 @@ class Session:
                     "it again.\n"
                 )
             else:
-                self.team.together(self._check_packages)
                 self._train(dataset or self._load_data())
         return self.folder
 
@@ -152,7 +151,7 @@ class Session:
         """Train every model that is not finished, then write the results."""
         self._begin(dataset)
         with contextlib.ExitStack() as stack:
-            saved = self._open_checkpoints(stack)
+            saved = self.team.together(lambda: self._open_checkpoints(stack))
             snapshots = self._restore(dataset, saved)
             self.team.broadcast_from_first(lambda: self._start_logs(snapshots))
             stack.callback(self.tracker.finish)

@@ -247,7 +247,10 @@ def show(folders: Iterable[str | Path]) -> str:
     for folder in folders:
         setup = Path(folder, "setup.json")
         if setup.exists():
-            parameters |= read_json(setup).get("parameters", {})
+            values = read_json(setup)
+            if not isinstance(values, dict):
+                raise ValueError(f"{setup} is damaged: it describes no run")
+            parameters |= values.get("parameters", {})
     results = summarize(runs)
     lines = [table(results, parameters), *comparisons(runs), footnote(results)]
     return "\n".join(lines)
