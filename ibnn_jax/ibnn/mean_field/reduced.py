@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ibnn_jax.ibnn.mean_field.quadrature import Cells, Place, Quadrature
+from ibnn_jax.core.batching import product
 from ibnn_jax.core.iterate import Run, run
 from ibnn_jax.core.linear_solve import LinearSettings, linear_solve
 from ibnn_jax.ibnn.pairwise import PointsOperator, UniformOperator
@@ -149,8 +150,8 @@ def _solve_points(
     """Newton on the points, from their own start or from coarser cells' solution."""
     problem, lam = setting.problem, setting.problem.lam
 
-    def newton(y, lam, p, weights, threshold, *start):
-        op = PointsOperator(y.shape[1:], problem.op.sigma, weights)
+    def newton(y, lam, p, weights, threshold, *start, product=product):
+        op = PointsOperator(y.shape[1:], problem.op.sigma, weights, product)
         small = IBNNProblem(y, lam, p, op)
         steps = min(setting.max_steps, MOST_STEPS)
         begin = start[0] if start else small.start()
@@ -259,8 +260,9 @@ def reduced_adjoint(
     b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
     size = jnp.abs(b).max(-1)
 
-    def conjugate(z, lam, p, weights, b, size):
-        small = IBNNProblem(z, lam, p, PointsOperator(z.shape[1:], sigma, weights))
+    def conjugate(z, lam, p, weights, b, size, *, product=product):
+        op = PointsOperator(z.shape[1:], sigma, weights, product)
+        small = IBNNProblem(z, lam, p, op)
         tol = (1e-3 if options.tol is None else options.tol) * size
         finite = size < jnp.inf  # NaN is not less
         return linear_solve(
