@@ -17,8 +17,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ibnn_jax.core.batching import on_cpu
-
 # Coefficients in u of the quintic with given value, h f', h^2 f'' at u = 0 and at u = 1
 # (columns in that order).
 _QUINTIC = np.array(
@@ -149,13 +147,35 @@ class Place(NamedTuple):
         table = jnp.tensordot(
             (_QUINTIC_SLOPE if slope else _QUINTIC).astype(f.dtype), ends, 1
         )
-        row = self._rows()
-        *rest, value = [
-            column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table
-        ]
+        *rest, value = self._columns(table)
         for coefficient in reversed(rest):
             value = value * self.u + coefficient
         return value
+
+    def _columns(self, table: Float[Array, "k G m"]) -> list[Float[Array, "G n"]]:
+        """What each column of the table has for the cell of every point."""
+        return jax.lax.platform_dependent(
+            self, table, tpu=Place._picked, default=Place._gathered
+        )
+
+    def _gathered(self, table):
+        row = self._rows()
+        return [
+            column.reshape(-1).at[row].get(mode="promise_in_bounds") for column in table
+        ]
+
+    def _picked(self, table):
+        """`_columns` on TPUs, which gather one number at a time: the product of one-hot
+        rows with the table.
+
+        As masked sums: six columns would leave a matrix unit all but empty, and nothing
+        is rounded."""
+        inside = self._inside()
+        return [jnp.where(inside, column[..., None], 0).sum(1) for column in table]
+
+    def _inside(self) -> Bool[Array, "G m n"]:
+        """Which points lie in which cell."""
+        return self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
 
     def _rows(self, copies: int = 1):
         """Where each point's cell lies among the cells of all groups, of which each has
@@ -172,15 +192,23 @@ class Place(NamedTuple):
         )  # unsigned: never counted from the end
 
     def _moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
-        """v, v u, v u^2 and v u^3 summed over the points of every cell."""
-        scatter = on_cpu() or self.cells.count > 64
-        return (self._scattered if scatter else self._compared)(v)
+        """v, v u, v u^2 and v u^3 summed over the points of every cell.
+
+        Each platform has its own way; GPUs look at all points while cells are few."""
+        few = self.cells.count <= 64
+        return jax.lax.platform_dependent(
+            self,
+            v,
+            cpu=Place._scattered,
+            tpu=Place._compared,
+            default=Place._compared if few else Place._scattered,
+        )
 
     def _compared(self, v):
         """`_moments` on accelerators: each cell looks at all points, which has no
         additions in an order left to chance.
         """
-        inside = self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
+        inside = self._inside()
         return [
             jnp.where(inside, (v * self.u**k)[:, None, :], 0).sum(-1) for k in range(4)
         ]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ibnn_jax as ib
 from ibnn_jax.ibnn.mean_field.quadrature import Cells
 
 CUBIC = np.polynomial.Polynomial([0.3, -1.0, 0.7, 0.4])
@@ -116,3 +117,25 @@ def test_moments_are_the_same_on_accelerators(x, cells):
         place._scattered(0.5), place._compared(0.5), strict=True
     ):
         np.testing.assert_allclose(compared, scattered, rtol=1e-12, atol=1e-14)
+
+
+def test_columns_are_the_same_on_tpus(x, cells):
+    place = cells.locate(jnp.asarray(x))
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, cells.count)))
+    for gathered, picked in zip(
+        place._gathered(table), place._picked(table), strict=True
+    ):
+        np.testing.assert_array_equal(picked, gathered)
+
+
+@pytest.mark.parametrize(
+    "platform, gathers, scatters", [("tpu", False, False), ("cuda", True, False)]
+)
+def test_each_platform_has_its_own_way(lowered, platform, gathers, scatters):
+    def solve(y):
+        return ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=option).value
+
+    option = ib.MeanField(cells=(63,), pairwise_max_size=0)
+    text = lowered(platform, solve, jnp.ones((2, 200), jnp.float32))
+    assert ("stablehlo.gather" in text) == gathers
+    assert ("stablehlo.scatter" in text) == scatters
