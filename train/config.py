@@ -157,6 +157,9 @@ class Config:
         "solve groups of neurons again, ever more exactly, where the mean-field solver "
         "misses its tolerance; else they stay as they are and count as not converged, "
         "which keeps a lam past its bound affordable", compiled=True)
+    kernels: bool = option("solver", True,
+        "on NVIDIA GPUs, the mean-field solver's own kernels; else, and on other "
+        "devices, XLA's loops", compiled=True)
     give_up: float = option("solver", 0.01,
         "relative residual of an adjoint solve past which its gradient is declared "
         "lost, and is NaN; a large value goes on with what was found, as a free lam "

@@ -352,6 +352,7 @@ def test_both_is_two_runs(tiny_data):
 
 
 MEAN_FIELD, BOUND = ibnn_jax.MeanField(), ibnn_jax.MeanField.at_the_bound()
+WITHOUT_KERNELS = ibnn_jax.MeanField(kernels=False)
 NEWTON = ibnn_jax.Newton()
 
 
@@ -362,6 +363,7 @@ NEWTON = ibnn_jax.Newton()
         ({"coupling": "layer"}, (8, 9, 1), BOUND),  # 144 neurons
         ({"solver": "meanfield"}, (28, 28, 1), MEAN_FIELD),
         ({"retry": False}, (28, 28, 1), ibnn_jax.MeanField((15,), pairwise_max_size=0)),
+        ({"solver": "meanfield", "kernels": False}, (28, 28, 1), WITHOUT_KERNELS),
         ({"train_lam": False, "lam": -0.1}, (28, 28, 1), MEAN_FIELD),
         ({"constraint": "nonpositive"}, (28, 28, 1), MEAN_FIELD),
         ({}, (8, 8, 1), NEWTON),

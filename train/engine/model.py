@@ -1,5 +1,6 @@
 """The network that a config describes."""
 
+import dataclasses
 from functools import partial
 from math import prod
 
@@ -86,7 +87,15 @@ def build_adjoint(
 
 
 def _solver(config: Config, coupling, maps: tuple[int, ...]):
-    """The solver a config asks for, for this coupling of maps [H, W, C]."""
+    """The solver a config asks for, with or without its GPU kernels."""
+    solver = _solver_of_any_device(config, coupling, maps)
+    if isinstance(solver, ibnn_jax.MeanField) and not config.kernels:
+        return dataclasses.replace(solver, kernels=False)
+    return solver
+
+
+def _solver_of_any_device(config: Config, coupling, maps: tuple[int, ...]):
+    """The solver for this coupling of maps [H, W, C]."""
     uniform = isinstance(coupling, ibnn_jax.Uniform)
     if uniform and not config.retry and config.solver in ("auto", "meanfield"):
         return ibnn_jax.MeanField(cells=(15,), pairwise_max_size=0)
