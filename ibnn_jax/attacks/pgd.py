@@ -89,15 +89,29 @@ def pgd(
     key = checks.random_key(key)
     steps = checks.count("steps", steps)
     restarts = checks.count("restarts", restarts)
-    eps = checks.scalar("eps", eps, images.dtype, positive=False)
+    ball = _ball(images, eps, norm, bounds)
     if step_size is None:
-        step_size = 2.5 * eps / steps
+        step_size = 2.5 * ball.eps / steps
     else:
         step_size = checks.scalar("step_size", step_size, images.dtype, positive=True)
-    low, high = checks.within_bounds(images, bounds)
-    ball = NORMS[checks.one_of("norm", norm, tuple(NORMS))](images, eps, low, high)
     if len(images) == 0:
         return untouched(images)
+    scores = _trace_target(logits, target, images)
+    labels = checks.class_labels(labels, classes(scores))
+    gradient = _trace_gradient(logits, images, labels)
+    sizes = {"steps": steps, "restarts": restarts, "random_start": bool(random_start)}
+    return _attack(gradient, scores, ball, labels, key, step_size, **sizes)
+
+
+def _ball(images, eps, norm, bounds) -> Ball:
+    """Where the attack may go."""
+    eps = checks.scalar("eps", eps, images.dtype, positive=False)
+    low, high = checks.within_bounds(images, bounds)
+    return NORMS[checks.one_of("norm", norm, tuple(NORMS))](images, eps, low, high)
+
+
+def _trace_target(logits, target, images) -> Network:
+    """images -> logits of the network to be fooled."""
     followed = trace_scores("logits", logits, images)
     scores = followed if target is None else trace_scores("target", target, images)
     if classes(followed) != classes(scores):
@@ -105,19 +119,7 @@ def pgd(
             "logits and target must have the same classes; got "
             f"{classes(followed)} and {classes(scores)}"
         )
-    labels = checks.class_labels(labels, classes(scores))
-    gradient = _trace_gradient(logits, images, labels)
-    return _attack(
-        gradient,
-        scores,
-        ball,
-        labels,
-        key,
-        step_size,
-        steps=steps,
-        restarts=restarts,
-        random_start=bool(random_start),
-    )
+    return scores
 
 
 def _trace_gradient(logits, images, labels) -> Network:

@@ -1,4 +1,10 @@
-"""Pixle: a black-box attack that rearranges a few pixels and asks only for outputs."""
+"""Pixle: a black-box attack that rearranges a few pixels and asks only for outputs.
+
+The program of its authors (Pomponi, Scardapane and Uncini, 2022) differs in details:
+patches are cut at the lower and right border; random places leave out the last row and
+column; as long as no candidate was worse than the clean image it goes on with the last
+one; misclassified images change.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -91,10 +97,7 @@ def pixle(
             the patch is larger than the images; images to be transposed are not square.
 
     Reference: Pomponi, Scardapane and Uncini, Pixle: a fast and effective black-box
-    attack based on rearranging pixels (2022). The authors' program differs in details:
-    patches are cut at the lower and right border; random places leave out the last row
-    and column; as long as no candidate was worse than the clean image it goes on with
-    the last one; misclassified images change.
+    attack based on rearranging pixels (2022).
     """
     images = checks.floating_array("images", images)
     if images.ndim != 4:
