@@ -11,7 +11,7 @@ from benchmarks import report
 NAMES = ("convergence", "steps", "adjoint", "step", "ensemble", "scaling", "accuracy")
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument(
@@ -31,13 +31,13 @@ def main(args=None):
         start = time.perf_counter()
         print(f"\n== {name} ({size})", flush=True)
         module = importlib.import_module(f"benchmarks.{name}")
-        with jax.enable_x64(
-            False
-        ):  # everything is measured in float32; the exact references ask for float64 themselves
+        # Measured in float32; the exact references ask for float64 themselves.
+        with jax.enable_x64(False):
             found = module.run(size)
         report.publish(found, name, size, options.out)
         print(f"{name}: {time.perf_counter() - start:.0f} s")
-        jax.clear_caches()  # no benchmark uses the programs of another, and a process can hold only so many
+        # No benchmark uses the programs of another: docs/notes/xla.md#memory-maps
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -1,32 +1,35 @@
-"""Solvers of other libraries: make(p, coupling, tol, max_steps) gives (y [groups, ...], lam) -> (z, steps [groups])."""
+"""Solvers of other libraries, on the same equation.
+
+Each is made by make(p, coupling, tol, max_steps) and called as
+(y [groups, ...], lam) -> (z, steps [groups]).
+"""
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from ibnn_jax.ibnn.layout import bind
+import ibnn_jax
 
 
-def one_group(y, p, coupling):
-    """z -> B(z) of one group without batch axes."""
-    problem, layout = bind(y[None], 0.0, p, coupling)
-    return lambda z: layout.from_groups(
-        problem.op.bias(layout.to_groups(z[None]), problem.p)
-    )[0]
+def bias(z, p, coupling):
+    """B(z) of one group without batch axes."""
+    return ibnn_jax.inverse(z, 1.0, p, coupling) - z
 
 
-def batched(solve_one):
-    """Jitted, vmapped over groups."""
+def batched(solve_one: Callable) -> Callable:
+    """solve_one(y, lam, B, tol, max_steps) as make: jitted, vmapped over groups."""
 
     def make(p, coupling, tol, max_steps):
-        one = lambda y, lam: solve_one(
-            y, lam, one_group(y, p, coupling), tol, max_steps
-        )
+        def one(y, lam):
+            return solve_one(y, lam, lambda z: bias(z, p, coupling), tol, max_steps)
+
         return jax.jit(jax.vmap(one, (0, None)))
 
     return make
 
 
-def jaxopt_solvers():
+def jaxopt_solvers() -> dict[str, Callable]:
     import jaxopt
 
     def fixed_point(y, lam, bias, tol, max_steps):
@@ -42,13 +45,12 @@ def jaxopt_solvers():
         return found.params, found.state.iter_num
 
     def broyden(y, lam, bias, tol, max_steps):
-        solver = jaxopt.Broyden(
+        found = jaxopt.Broyden(
             lambda z, y, lam: z + lam * bias(z) - y,
             maxiter=max_steps,
             tol=tol,
             history_size=50,
-        )
-        found = solver.run(y, y, lam)
+        ).run(y, y, lam)
         return found.params, found.state.iter_num
 
     return {
@@ -58,50 +60,44 @@ def jaxopt_solvers():
     }
 
 
-def optimistix_solvers():
-    import optimistix
+def optimistix_solvers() -> dict[str, Callable]:
+    import optimistix as optx
 
-    def solver(make, root):
+    def by_root(method):
         def solve(y, lam, bias, tol, max_steps):
-            method = make(tol)
-            if root:
-                found = optimistix.root_find(
-                    lambda z, _: z + lam * bias(z) - y,
-                    method,
-                    y,
-                    max_steps=max_steps,
-                    throw=False,
-                )
-            else:
-                found = optimistix.fixed_point(
-                    lambda z, _: y - lam * bias(z),
-                    method,
-                    y,
-                    max_steps=max_steps,
-                    throw=False,
-                )
+            found = optx.root_find(
+                lambda z, _: z + lam * bias(z) - y,
+                method(rtol=tol, atol=tol),
+                y,
+                max_steps=max_steps,
+                throw=False,
+            )
+            return found.value, found.stats["num_steps"]
+
+        return solve
+
+    def by_fixed_point(**options):
+        def solve(y, lam, bias, tol, max_steps):
+            found = optx.fixed_point(
+                lambda z, _: y - lam * bias(z),
+                optx.FixedPointIteration(rtol=tol, atol=tol, **options),
+                y,
+                max_steps=max_steps,
+                throw=False,
+            )
             return found.value, found.stats["num_steps"]
 
         return solve
 
     return {
-        "optimistix FixedPointIteration": solver(
-            lambda tol: optimistix.FixedPointIteration(rtol=tol, atol=tol), False
-        ),
-        "optimistix FixedPointIteration damp 0.5": solver(
-            lambda tol: optimistix.FixedPointIteration(rtol=tol, atol=tol, damp=0.5),
-            False,
-        ),
-        "optimistix Newton": solver(
-            lambda tol: optimistix.Newton(rtol=tol, atol=tol), True
-        ),
-        "optimistix Dogleg": solver(
-            lambda tol: optimistix.Dogleg(rtol=tol, atol=tol), True
-        ),
+        "optimistix FixedPointIteration": by_fixed_point(),
+        "optimistix FixedPointIteration damp 0.5": by_fixed_point(damp=0.5),
+        "optimistix Newton": by_root(optx.Newton),
+        "optimistix Dogleg": by_root(optx.Dogleg),
     }
 
 
-def torchdeq_solvers():
+def torchdeq_solvers() -> dict[str, Callable]:
     """Eager PyTorch on the CPU, all groups at once; Uniform and Dense couplings."""
     import torch
     from torchdeq.solver import get_solver
@@ -112,17 +108,13 @@ def torchdeq_solvers():
         def solve(y, lam, p, coupling, tol, max_steps):
             lam = float(lam)
             flat = torch.tensor(np.asarray(y).reshape(len(y), -1))
-            n = flat.shape[1]
-            w = (
-                torch.tensor(np.asarray(coupling.w), dtype=flat.dtype)
-                if hasattr(coupling, "w")
-                else 1 / n
-            )
+            w = 1 / flat.shape[1]
+            if hasattr(coupling, "w"):
+                w = torch.tensor(np.asarray(coupling.w), dtype=flat.dtype)
 
             def step(z):
-                return flat - lam * (
-                    w * torch.tanh(p * (z[:, None, :] - z[:, :, None]))
-                ).sum(-1)
+                pairs = torch.tanh(p * (z[:, None, :] - z[:, :, None]))
+                return flat - lam * (w * pairs).sum(-1)
 
             with torch.no_grad():
                 z, _, info = method(
@@ -132,15 +124,13 @@ def torchdeq_solvers():
 
         return lambda *options: lambda y, lam: solve(y, lam, *options)
 
-    return {
-        f"torchdeq {name}": solver(name)
-        for name in ("fixed_point_iter", "anderson", "broyden")
-    }
+    names = ("fixed_point_iter", "anderson", "broyden")
+    return {f"torchdeq {name}": solver(name) for name in names}
 
 
 def available() -> tuple[dict, dict]:
-    """(name -> jitted peer, name -> PyTorch peer) of the libraries that are installed; says which are not."""
-    compiled, eager = {}, {}
+    """(name -> jitted peer, name -> PyTorch peer) of the installed libraries."""
+    compiled = {}
     for library, make in (
         ("jaxopt", jaxopt_solvers),
         ("optimistix", optimistix_solvers),
@@ -152,5 +142,6 @@ def available() -> tuple[dict, dict]:
     try:
         eager = torchdeq_solvers()
     except ImportError:
+        eager = {}
         print("torchdeq is not installed and left out: pip install '.[bench-torch]'")
     return compiled, eager

@@ -1,4 +1,4 @@
-"""How every benchmark measures and what it leaves behind: rows, a table, JSON, CSV and a picture."""
+"""How every benchmark measures, and what it leaves: a table, JSON, CSV, a picture."""
 
 import csv
 import json
@@ -16,20 +16,26 @@ import numpy as np
 
 @dataclass
 class Report:
-    """rows: all that was measured. columns: what the printed table shows. draw(figure): the picture."""
+    """What a benchmark found.
+
+    Args:
+        rows: all that was measured.
+        columns: what the printed table shows.
+        draw: draw(figure) makes the picture.
+    """
 
     rows: list[dict]
     columns: list[str]
     draw: Callable
 
 
-def seconds(f, *args, repetitions: int = 10):
-    """Median wall time of f(*args) after one call that compiles it and one that warms it up; f's output is waited for."""
+def seconds(f: Callable, *args, repetitions: int = 10) -> float:
+    """Median wall time of f(*args), compiled and warmed up, its output waited for."""
     return alternating({"f": lambda: f(*args)}, repetitions)["f"]
 
 
 def alternating(functions: dict, repetitions: int = 10) -> dict[str, float]:
-    """Median wall time of each of several calls, taken in turns so that a busy machine slows all of them alike."""
+    """Median wall times of calls that take turns: a busy machine slows all alike."""
     times = {name: [] for name in functions}
     for f in functions.values():
         for _ in range(2):
@@ -42,7 +48,7 @@ def alternating(functions: dict, repetitions: int = 10) -> dict[str, float]:
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
-def setup():
+def setup() -> dict:
     """Machine and versions."""
     versions = {}
     for name in ("jax", "jaxlib", "flax", "jaxopt", "optimistix", "torchdeq", "torch"):
@@ -58,11 +64,11 @@ def setup():
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": versions,
-        "protocol": "compiled and warmed up by two calls; medians; every call waited for",
+        "protocol": "compiled and warmed up by two calls, waited for; medians",
     }
 
 
-def publish(report: Report, name: str, size: str, out):
+def publish(report: Report, name: str, size: str, out: str) -> None:
     """Print the table; write name.json, name.csv and name.png."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,7 @@ def publish(report: Report, name: str, size: str, out):
     print(f"in {folder}: {name}.json, {name}.csv, {name}.png")
 
 
-def table(rows, columns):
+def table(rows: list[dict], columns: list[str]) -> str:
     """Rows as aligned text."""
     cells = [[_text(row.get(c, "")) for c in columns] for row in rows]
     widths = [
@@ -95,7 +101,8 @@ def _text(value):
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def draw(report: Report, path):
+def draw(report: Report, path: Path) -> None:
+    """Save the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

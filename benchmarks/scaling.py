@@ -1,4 +1,4 @@
-"""How time and memory grow: in neurons per group, in batch, in seeds, and over simulated devices."""
+"""How time and memory grow: neurons per group, batch, seeds, simulated devices."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import ibnn_jax
 from benchmarks import report
 
 P, LAM = 10.0, -0.5
+LINE, PIXELS = ibnn_jax.Uniform((-1,)), ibnn_jax.Uniform((-3, -2))
 SIZES = {  # neurons of one group, batches, seeds, devices, repetitions
     "tiny": ((1000, 4000), (2, 4), (1, 2), (1, 2), 1),
     "quick": ((1000, 1_000_000), (128,), (1, 4), (2,), 3),
@@ -24,101 +25,89 @@ SIZES = {  # neurons of one group, batches, seeds, devices, repetitions
         10,
     ),
 }
+COLUMNS = [
+    "axis",
+    "size",
+    "neurons",
+    "milliseconds",
+    "ns per neuron",
+    "MB",
+    "useful %",
+]
 
 
-def run(size):
+def run(size: str) -> report.Report:
     neurons, batches, seeds, devices, repetitions = SIZES[size]
     rng = np.random.default_rng(0)
-    side = 28 if size != "tiny" else 14
+    side = 14 if size == "tiny" else 28
+    image = (side, side, 3)
     rows = []
     for n in neurons:
-        rows.append(
-            _one(
-                "neurons",
-                n,
-                rng.normal(size=(1, n)) * 0.3,
-                ibnn_jax.Uniform((-1,)),
-                repetitions,
-            )
-        )
+        y = 0.3 * rng.normal(size=(1, n))
+        rows.append(_one("neurons", n, y, LINE, repetitions))
     for batch in batches:
-        rows.append(
-            _one(
-                "batch",
-                batch,
-                rng.normal(size=(batch, side, side, 3)) * 0.3,
-                ibnn_jax.Uniform((-3, -2)),
-                repetitions,
-            )
-        )
+        y = 0.3 * rng.normal(size=(batch, *image))
+        rows.append(_one("batch", batch, y, PIXELS, repetitions))
     for count in seeds:
-        y = rng.normal(size=(count, 16, side, side, 3)) * rng.uniform(
-            0.05, 1, (count, 1, 1, 1, 1)
-        )
-        rows.append(
-            _one(
-                "seeds", count, y, ibnn_jax.Uniform((-3, -2)), repetitions, vmapped=True
-            )
-        )
+        widths = rng.uniform(0.05, 1, (count, 1, 1, 1, 1))
+        y = widths * rng.normal(size=(count, 16, *image))
+        rows.append(_one("seeds", count, y, PIXELS, repetitions, vmapped=True))
     for count in devices:
-        rows.append(
-            {"axis": "devices (simulated)", "size": count}
-            | _on_devices(count, side, repetitions)
-        )
+        case = {"axis": "devices (simulated)", "size": count}
+        rows.append(case | _on_devices(count, side, repetitions))
     for row in rows:
         row["ns per neuron"] = 1e6 * row["milliseconds"] / row["neurons"]
-    return report.Report(
-        rows,
-        ["axis", "size", "neurons", "milliseconds", "ns per neuron", "MB", "useful %"],
-        lambda f: _draw(f, rows),
-    )
+    return report.Report(rows, COLUMNS, lambda figure: _draw(figure, rows))
 
 
-def _call(coupling, vmapped):
-    def both(y, v):
-        z, back, stats = jax.vjp(
-            lambda y: ibnn_jax.implicit_bias(y, LAM, P, coupling, has_stats=True),
-            y,
-            has_aux=True,
-        )
-        return z, back(v)[0], stats.steps
+def forward_and_backward(y, v, coupling):
+    """z, the cotangent of y for the cotangent v, and the solver's steps."""
 
-    return jax.vmap(both) if vmapped else both
+    def solve(y):
+        return ibnn_jax.implicit_bias(y, LAM, P, coupling, has_stats=True)
+
+    z, back, stats = jax.vjp(solve, y, has_aux=True)
+    return z, back(v)[0], stats.steps
 
 
-def _one(axis, size, y, coupling, repetitions, vmapped=False):
-    """Forward and backward. useful: mean over largest number of solver steps, the share that a shared loop does not waste."""
+def _one(axis, size, y, coupling, repetitions, vmapped=False) -> dict:
     y = jnp.asarray(y, jnp.float32)
     v = jnp.ones_like(y)
-    compiled = jax.jit(_call(coupling, vmapped)).lower(y, v).compile()
+
+    def call(y, v):
+        return forward_and_backward(y, v, coupling)
+
+    compiled = jax.jit(jax.vmap(call) if vmapped else call).lower(y, v).compile()
     steps = np.asarray(compiled(y, v)[2])
+    seconds = report.seconds(compiled, y, v, repetitions=repetitions)
     return {
-        "axis": axis, "size": size, "neurons": y.size, "milliseconds": 1e3 * report.seconds(compiled, y, v, repetitions=repetitions),
-        "MB": compiled.memory_analysis().temp_size_in_bytes / 1e6, "useful %": 100 * float(steps.mean() / max(steps.max(), 1)),
-    }  # fmt: skip
+        "axis": axis,
+        "size": size,
+        "neurons": y.size,
+        "milliseconds": 1e3 * seconds,
+        "MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        # The share of a shared loop that is not spent waiting for the slowest group.
+        "useful %": 100 * float(steps.mean() / max(steps.max(), 1)),
+    }
 
 
 _CHILD = """
-import json, sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from benchmarks import report, scaling
-import ibnn_jax
-count, side, repetitions = (int(a) for a in sys.argv[1:])
-mesh = jax.make_mesh((count,), ("data",))
-spec = PartitionSpec("data")
-y = np.random.default_rng(0).normal(size=(64, side, side, 3)).astype(np.float32) * 0.3
-y = jax.device_put(y, NamedSharding(mesh, spec))
-call = scaling._call(ibnn_jax.Uniform((-3, -2)), False)
-call = jax.jit(jax.shard_map(call, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False))
-print(json.dumps({"neurons": y.size, "milliseconds": 1e3 * report.seconds(call, y, jnp.ones_like(y), repetitions=repetitions)}))
+import sys
+from benchmarks import scaling
+scaling.print_sharded(*(int(a) for a in sys.argv[1:]))
 """
 
 
-def _on_devices(count, side, repetitions):
-    """One batch over simulated devices, which share the same cores: what sharding itself costs, not what it gains."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+def _on_devices(count, side, repetitions) -> dict:
+    """One batch over simulated devices, which share the same cores.
+
+    It shows what sharding itself costs, not what it gains.
+    """
+    flags = f"--xla_force_host_platform_device_count={count}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", _CHILD, str(count), str(side), str(repetitions)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -128,10 +117,29 @@ def _on_devices(count, side, repetitions):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def print_sharded(count: int, side: int, repetitions: int) -> None:
+    """In a process of its own, with its own number of devices."""
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    y = 0.3 * np.random.default_rng(0).normal(size=(64, side, side, 3))
+    placed = jax.sharding.NamedSharding(mesh, spec)
+    y = jax.device_put(y.astype(np.float32), placed)
+    call = jax.shard_map(
+        lambda y, v: forward_and_backward(y, v, PIXELS),
+        mesh=mesh,
+        in_specs=(spec, spec),
+        out_specs=spec,
+        check_vma=False,
+    )
+    seconds = report.seconds(
+        jax.jit(call), y, jnp.ones_like(y), repetitions=repetitions
+    )
+    print(json.dumps({"neurons": y.size, "milliseconds": 1e3 * seconds}))
+
+
 def _draw(figure, rows):
-    for axis, name in zip(
-        figure.subplots(1, 3), ("neurons", "seeds", "devices (simulated)")
-    ):
+    names = ("neurons", "seeds", "devices (simulated)")
+    for axis, name in zip(figure.subplots(1, 3), names):
         mine = [r for r in rows if r["axis"] == name]
         axis.loglog([r["size"] for r in mine], [r["milliseconds"] for r in mine], "o-")
         axis.set(xlabel=name, ylabel="milliseconds, forward and backward")

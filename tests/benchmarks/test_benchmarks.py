@@ -1,4 +1,4 @@
-"""The benchmark suite on its smallest sizes: it runs, and leaves its files; nothing here is timed."""
+"""Every benchmark on its smallest sizes runs and leaves its files; none is timed."""
 
 import csv
 import json
