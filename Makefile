@@ -15,8 +15,8 @@ OUT ?= runs/demo
 # A file's tests share compiled code, so they stay together.
 PYTEST_ARGS ?= -n 2 --dist loadfile -q
 # Solve, adjoint, kernels, layers and one training: what a second Python is tried on.
-QUICK_TESTS = tests/test_equation.py tests/test_adjoint.py tests/test_kernels.py \
-	tests/test_layers.py tests/test_train_programs.py
+QUICK_TESTS = tests/ibnn/test_equation.py tests/core/test_adjoint.py \
+	tests/ibnn/mean_field/test_pallas.py tests/nn/test_layers.py tests/train/test_loop.py
 
 .PHONY: demo test quick lint docs clean
 
@@ -33,6 +33,9 @@ quick: $(VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m ruff check .
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 $(VENV)/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { \

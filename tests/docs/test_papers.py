@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import ibnn_jax
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -31,5 +33,6 @@ def test_the_licence_is_named_alike_everywhere():
 
 def test_one_version():
     version = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
-    assert version and version[1] == PROJECT["project"]["version"]
-    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
+    assert version and version[1] == ibnn_jax.__version__
+    assert f"## {ibnn_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert PROJECT["project"]["dynamic"] == ["version"]
