@@ -25,6 +25,15 @@ def test_every_folder_of_the_library_is_a_package():
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
+def test_every_public_name_is_in_the_reference():
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    documented = set(re.findall(r"^::: ibnn_jax\.(\w+)", pages, re.M))
+    rooms = {"solvers"}  # its parts are documented one by one
+    assert set(ibnn_jax.__all__) - documented <= rooms
+    solvers = set(re.findall(r"^::: ibnn_jax\.(?:solvers\.)?(\w+)", pages, re.M))
+    assert set(ibnn_jax.solvers.__all__) <= solvers
+
+
 def test_the_licence_is_named_alike_everywhere():
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
     assert PROJECT["project"]["license"] == "Apache-2.0"
