@@ -8,9 +8,10 @@ from pathlib import Path
 
 from train import sweep
 from train.command import run_command
-from train.config import Config, value_type
+from train.config import Config
 from train.distributed import processes
 from train.errors import UserError
+from train.options import value_type
 from train.runs import summary
 from train.runs.folder import RunFolder, read_config, read_json
 from train.runs.progress import Bar, Lines
@@ -127,7 +128,7 @@ def _add_predict(commands) -> None:
     )
     made.add_argument(
         "--model",
-        choices=("sm", "ibnn"),
+        choices=("sm", "ibnn", "nemon"),
         help="which networks; default: ibnn where the run has them",
     )
     made.add_argument("--out", help=".csv file to write the whole table to")

@@ -4,14 +4,25 @@ The command line is made from `Config`, so an option is written once, here.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Callable
 from pathlib import Path
+
+from train.options import (
+    A_SEED,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    LESS_THAN_1,
+    NOT_EMPTY,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SEEDS,
+    SHARE,
+    check_field,
+    did_you_mean,
+    option,
+)
 
 # The size the paper gives each data set, UCN(layers, channels); others get UCN(1, 3).
 PAPER_SIZES = {"fashion_mnist": (1, 3), "svhn_cropped": (2, 3), "cifar10": (3, 8)}
@@ -24,7 +35,7 @@ IMAGE_SIZES = {
     "cifar10": (32, 32),
 }
 DATASETS = tuple(IMAGE_SIZES)
-MODELS = ("sm", "ibnn", "both")
+MODELS = ("sm", "ibnn", "both", "nemon")
 SOLVERS = (
     "auto",
     "meanfield",
@@ -37,61 +48,13 @@ SOLVERS = (
 ADJOINTS = ("implicit", "unrolled", "phantom")
 CONSTRAINTS = ("unique", "nonpositive", "none")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-SCHEDULES = ("triangular", "constant", "cosine")
+SCHEDULES = ("triangular", "constant", "cosine", "steps")
+OPTIMIZERS = ("sgd", "adam")
+# What is left open, by the model: the papers' choices.
+OPEN = {"optimizer": "sgd", "schedule": "triangular", "lr_max": 0.01}
+OPEN_NEMON = {"optimizer": "adam", "schedule": "steps", "lr_max": 0.001}
 TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 GROUPS = ("data", "model", "solver", "training", "run")
-# JAX makes a key of 32 bits; a larger seed would repeat a smaller one's numbers.
-SEEDS = 2**32
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """The values an option may take; ``text`` completes "must be ..."."""
-
-    text: str
-    holds: Callable[[typing.Any], bool]
-
-
-POSITIVE = Limit("positive", lambda v: v > 0)
-AT_LEAST_0 = Limit("at least 0", lambda v: v >= 0)
-AT_LEAST_1 = Limit("at least 1", lambda v: v >= 1)
-SHARE = Limit("in [0, 1]", lambda v: 0 <= v <= 1)
-POSITIVE_SHARE = Limit("in (0, 1]", lambda v: 0 < v <= 1)
-BELOW_1 = Limit("in [0, 1)", lambda v: 0 <= v < 1)
-A_SEED = Limit("in 0..2^32 - 1", lambda v: 0 <= v < SEEDS)
-NOT_EMPTY = Limit("a name, and not empty", lambda v: v.strip() != "")
-
-
-def option(
-    group: str,
-    default,
-    help: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    limit: Limit | None = None,
-    changes_results: bool = True,
-    compiled: bool = False,
-    per_process: bool = False,
-):
-    """A field of `Config`.
-
-    Args:
-        group: heading under which --help shows it.
-        choices, limit: the values it may have.
-        changes_results: a run can be resumed only with the same value.
-        compiled: compiled functions depend on its value.
-        per_process: processes of one run may have different values.
-    """
-    metadata = {
-        "group": group,
-        "help": help,
-        "choices": choices,
-        "limit": limit,
-        "changes_results": changes_results,
-        "compiled": compiled,
-        "per_process": per_process,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +87,8 @@ class Config:
         "share of the training labels replaced by a wrong one; in [0, 1]", limit=SHARE)
 
     model: str = option("model", "both",
-        "standard model, implicit-bias network, or first one and then the other",
-        choices=MODELS, compiled=True)
+        "standard model, implicit-bias network, or first one and then the other; or a "
+        "classifier z = relu(A z + B x + b)", choices=MODELS, compiled=True)
     layers: int | None = option("model", None,
         "blocks L of UCN(L, C); default: the paper's for the data set, else 1",
         limit=AT_LEAST_1, compiled=True)
@@ -146,6 +109,10 @@ class Config:
         "who is coupled: 'channel' (each map by itself, as in the paper), 'layer' (all "
         "maps of an image), 'pixel' (the channels at one pixel), or a local window "
         "such as '5x5'", compiled=True)
+    features: int = option("model", 100, "size of z in nemon",
+        limit=AT_LEAST_1, compiled=True)
+    gamma: float = option("model", 0.0, "bound on the matrix measure of A in nemon",
+        limit=LESS_THAN_1, compiled=True)
 
     solver: str = option("solver", "auto",
         "solver of the implicit layers; auto: the library's choice, on CPUs with one "
@@ -190,13 +157,24 @@ class Config:
     eval_batch_size: int = option("training", 500,
         "images evaluated at once; does not change the results",
         limit=AT_LEAST_1, changes_results=False, compiled=True)
-    schedule: str = option("training", "triangular",
+    lipschitz_weight: float = option("training", 0.0,
+        "weight in the loss of nemon of a bound on its Lipschitz constant",
+        limit=AT_LEAST_0, compiled=True)
+    certified_eps: float = option("training", 0.0,
+        "certified training of nemon: largest change of a pixel, out of 1, under which "
+        "its class shall hold; reached after half of the epochs", limit=AT_LEAST_0,
+        compiled=True)
+    optimizer: str | None = option("training", None,
+        "default: sgd with momentum; adam for nemon", choices=OPTIMIZERS, compiled=True)
+    schedule: str | None = option("training", None,
         "learning rate: up from lr_min to lr_max and down again (the paper's); lr_max "
-        "throughout; or down from lr_max to lr_min along a cosine", choices=SCHEDULES)
+        "throughout; down from lr_max to lr_min along a cosine; or lr_max divided by "
+        "10 every 10 epochs. Default: triangular; steps for nemon", choices=SCHEDULES)
     lr_min: float = option("training", 0.001,
         "lowest learning rate", limit=POSITIVE)
-    lr_max: float = option("training", 0.01,
-        "highest learning rate; rates are constant within an epoch", limit=POSITIVE)
+    lr_max: float | None = option("training", None,
+        "highest learning rate; rates are constant within an epoch. Default: 0.01; "
+        "0.001 for nemon", limit=POSITIVE)
     momentum: float = option("training", 0.9, "momentum of SGD",
         limit=BELOW_1, compiled=True)
     clip_norm: float = option("training", 1.0,
@@ -247,7 +225,7 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_field(field, getattr(self, field.name))
+            check_field(field, getattr(self, field.name))
         self._check_dataset()
         self._check_coupling()
         self._check_training()
@@ -262,7 +240,7 @@ class Config:
         if self.dataset not in DATASETS and not self.dataset.endswith(".npz"):
             raise ValueError(
                 f"dataset must be one of {', '.join(DATASETS)} or the path of an .npz "
-                f"file, not {self.dataset!r}{_did_you_mean(self.dataset, DATASETS)}"
+                f"file, not {self.dataset!r}{did_you_mean(self.dataset, DATASETS)}"
             )
 
     def _check_coupling(self) -> None:
@@ -302,7 +280,7 @@ class Config:
                 )
 
     def _check_training(self) -> None:
-        if self.lr_max < self.lr_min:
+        if self.lr_max is not None and self.lr_max < self.lr_min:
             raise ValueError(
                 f"lr_max must be at least lr_min, {self.lr_min}, not {self.lr_max}"
             )
@@ -311,6 +289,9 @@ class Config:
                 f"first_seed + seeds must be at most 2^32, not "
                 f"{self.first_seed + self.seeds}"
             )
+        for name in ("lipschitz_weight", "certified_eps"):
+            if getattr(self, name) and self.model != "nemon":
+                raise ValueError(f"{name} is for model nemon, not {self.model}")
         if self.x64 and self.precision != "float32":
             raise ValueError(f"x64 must be off with precision {self.precision}")
 
@@ -348,11 +329,17 @@ class Config:
         dataset = self.dataset
         if dataset.endswith(".npz"):
             dataset = str(Path(dataset).expanduser())
+        nemon = self.model == "nemon"
+        open_ = OPEN_NEMON if nemon else OPEN
+        chosen = {k: v for k, v in open_.items() if getattr(self, k) is None}
         config = dataclasses.replace(
             self,
             dataset=dataset,
             layers=self.layers or layers,
             channels=self.channels or channels,
+            # NEMON has no twin that could be warmed up.
+            warmup_epochs=0 if nemon else self.warmup_epochs,
+            **chosen,
         )
         out = Path(self.out).expanduser() if self.out else Path("runs", config.name())
         return dataclasses.replace(config, out=str(out))
@@ -367,6 +354,8 @@ class Config:
         text = json.dumps(values, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         size = f"{self.layers}x{self.channels}"
+        if self.model == "nemon":
+            size = str(self.features)
         return f"{Path(self.dataset).stem}-{self.model}-{size}-{digest}"
 
     def differences(self, other: "Config", between: str = "runs") -> list[str]:
@@ -404,42 +393,6 @@ class Config:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            near = _did_you_mean(unknown[0], known)
+            near = did_you_mean(unknown[0], known)
             raise ValueError(f"unknown options: {', '.join(unknown)}{near}")
         return cls(**values)
-
-
-def value_type(field: dataclasses.Field) -> tuple[type, bool]:
-    """The type of an option's value, and whether it may be None."""
-    if isinstance(field.type, types.UnionType):
-        kinds = typing.get_args(field.type)
-        return next(k for k in kinds if k is not type(None)), True
-    return typing.cast(type, field.type), False
-
-
-def _check_field(field: dataclasses.Field, value) -> None:
-    """ValueError if the value of this one option is wrong, whatever the others are."""
-    kind, optional = value_type(field)
-    if value is None and optional:
-        return
-    good = isinstance(value, (int, float) if kind is float else kind)
-    if not good or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(
-            f"{field.name} must be of type {kind.__name__}"
-            f"{' or None' if optional else ''}, not {value!r}"
-        )
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{field.name} must be finite, not {value}")
-    choices, limit = field.metadata["choices"], field.metadata["limit"]
-    if choices and value not in choices:
-        raise ValueError(
-            f"{field.name} must be one of {', '.join(choices)}, not "
-            f"{value!r}{_did_you_mean(value, choices)}"
-        )
-    if limit and not limit.holds(value):
-        raise ValueError(f"{field.name} must be {limit.text}, not {value!r}")
-
-
-def _did_you_mean(value: str, known) -> str:
-    near = difflib.get_close_matches(value, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -14,6 +14,7 @@ from train.config import Config
 from train.engine import loop
 from train.engine import model as models
 from train.engine import program as programs
+from train.engine.objective import Pace
 
 MODELS = ("sm", "ibnn")
 
@@ -159,7 +160,7 @@ def test_warm_up_is_training_of_the_twin(tiny_data):
         order = jax.vmap(jax.random.fold_in, (0, None))(warm_keys, epoch)
         state, _, _ = program.epoch(
             state,
-            jnp.float32(rate),
+            Pace(np.float32(rate)),
             order,
             jnp.asarray(tests.train_images),
             jnp.asarray(tests.train_labels),
@@ -208,7 +209,7 @@ def test_one_step_is_sgd_with_momentum_and_clipping(tiny_data):
         return jax.tree.map(lambda x, v: x - rate * v, params, velocity), velocity, norm
 
     for rate in map(jnp.float32, (0.1, 0.2)):
-        state, _, _ = program.epoch(state, rate, keys, images, labels)
+        state, _, _ = program.epoch(state, Pace(rate), keys, images, labels)
         params, velocity, norm = update(params, velocity, rate)
         assert norm > 0.05
     for ours, theirs in zip(
@@ -226,7 +227,7 @@ def test_every_image_is_seen_once_and_the_last_batch_is_filled(tiny_data):
         keys = jax.random.split(jax.random.key(0), 1)
         _, losses, correct = program.epoch(
             program.init(keys),
-            jnp.float32(0),
+            Pace(jnp.float32(0)),
             keys,
             jnp.asarray(tests.train_images),
             jnp.asarray(tests.train_labels),

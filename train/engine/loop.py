@@ -11,7 +11,7 @@ from train.config import Config
 from train.data import Dataset, prepare
 from train.distributed import sharding
 from train.engine import program as programs
-from train.engine.schedule import SCHEDULES
+from train.engine.objective import paces
 
 __all__ = [
     "NonFiniteLoss",
@@ -51,7 +51,8 @@ class Snapshot:
             train_loss, train_accuracy (both over the epoch's steps, as the weights
             changed), test_loss, test_accuracy; val_loss, val_accuracy with validation
             images; for IBNN lam, solver_steps, solver_steps_max, solver_converged,
-            solver_residual_max, of the test images.
+            solver_residual_max, of the test images; for NEMON the same but lam, and
+            test_certified where certified_eps is given.
         seconds: of each epoch [epochs], compiling and evaluation included.
     """
 
@@ -95,17 +96,15 @@ def train(
     Snapshot, and each trains its share and gets the whole Snapshot.
 
     Args:
-        config: its model is "sm" or "ibnn".
+        config: its model is "sm", "ibnn" or "nemon".
 
     Raises:
         ValueError: the config cannot be trained.
         NonFiniteLoss: training diverged.
     """
     config = config.resolved()
-    if config.model not in ("sm", "ibnn"):
-        raise ValueError(
-            f"train() trains one model, 'sm' or 'ibnn', not {config.model!r}"
-        )
+    if config.model == "both":
+        raise ValueError("train() trains one model, 'sm', 'ibnn' or 'nemon', not both")
     if config.x64 and not jax.config.jax_enable_x64:
         raise ValueError(
             "x64 needs jax.config.update('jax_enable_x64', True) before anything is "
@@ -117,7 +116,7 @@ def train(
 def parameters(config: Config, dataset: Dataset, model: str) -> int:
     """Number of trained parameters of one network."""
     program = programs.build(
-        config.resolved(), dataset.image_shape, dataset.classes, model == "ibnn"
+        config.resolved(), dataset.image_shape, dataset.classes, model != "sm"
     )
     return program.parameters
 
@@ -130,7 +129,7 @@ class Training:
         self.mesh = sharding.make_mesh(
             config.seeds, config.devices, config.data_devices
         )
-        self.program = self._program(config.model == "ibnn")
+        self.program = self._program(config.model != "sm")
         self.init_keys, self.warmup_keys, self.order_keys = seed_keys(config, self.mesh)
         self.batch = min(config.batch_size, len(dataset.train_labels))
         if self.mesh and self.batch % config.data_devices:
@@ -150,11 +149,11 @@ class Training:
             state = sharding.put(snapshot.state, self.mesh, spread=True)
         else:
             snapshot, state = template, self.warmed_up()
-        rates = self._rates(self.config.epochs)
+        pace = paces(self.config, self.config.epochs)
         for epoch in range(snapshot.epoch, self.config.epochs):
             start = time.perf_counter()
             state, losses, correct = self.epoch(
-                self.program, state, rates[epoch], self.order_keys, epoch
+                self.program, state, pace[epoch], self.order_keys, epoch
             )
             metrics = self.evaluate(state, epoch)
             metrics["train_loss"] = losses.mean(1)
@@ -175,18 +174,18 @@ class Training:
             return state
         program = self._program(implicit=False)
         twin = program.init(self.init_keys)
-        rates = self._rates(max(self.config.epochs, self.config.warmup_epochs))
+        pace = paces(self.config, max(self.config.epochs, self.config.warmup_epochs))
         for epoch in range(self.config.warmup_epochs):
             twin, _, _ = self.epoch(
-                program, twin, rates[epoch], self.warmup_keys, epoch, "warm-up epoch"
+                program, twin, pace[epoch], self.warmup_keys, epoch, "warm-up epoch"
             )
         return self.program.adopt(state, twin)
 
-    def epoch(self, program, state, rate, keys, epoch: int, stage: str = "epoch"):
+    def epoch(self, program, state, pace, keys, epoch: int, stage: str = "epoch"):
         """(state, losses [S, steps], correct [S]) after one epoch of this program."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, epoch)
         self._say_if_new(program, f"{stage} {epoch + 1}")
-        state, losses, correct = program.epoch(state, rate, keys, *self.train_data)
+        state, losses, correct = program.epoch(state, pace, keys, *self.train_data)
         losses, correct = self._wait(losses), self._wait(correct)
         self._check(losses, f"the training loss in {stage} {epoch + 1}", step=True)
         return state, losses.astype(np.float64), correct
@@ -210,10 +209,6 @@ class Training:
         return programs.build(
             self.config, dataset.image_shape, dataset.classes, implicit, self.mesh
         )
-
-    def _rates(self, epochs: int) -> np.ndarray:
-        rates = SCHEDULES[self.config.schedule]
-        return rates(epochs, self.config.lr_min, self.config.lr_max)
 
     def _on_devices(self, arrays):
         return sharding.put(arrays, self.mesh, spread=False)
@@ -284,6 +279,10 @@ def blank(
     if config.model == "ibnn":
         for name in ("lam", *SOLVER_METRICS):
             history[name] = np.full((*each, config.layers), np.nan)
+    if config.model == "nemon":
+        history |= {name: np.full((*each, 1), np.nan) for name in SOLVER_METRICS}
+    if config.certified_eps:
+        history["test_certified"] = np.full(each, np.nan)
     return Snapshot(
         epoch=0,
         state=state,

@@ -29,16 +29,18 @@ def build_model(
     key: jax.Array,
     implicit: bool,
     axis_name: str | None = None,
-) -> ibnn_jax.UCN:
-    """The UCN a config describes, with the initial values of this key.
+) -> ibnn_jax.UCN | ibnn_jax.EquilibriumClassifier:
+    """The network a config describes, with the initial values of this key.
 
     Args:
-        implicit: with implicit-bias neurons, or its standard twin.
+        implicit: with implicit-bias neurons, or its standard twin; nemon has no twin.
         axis_name: the mapped axis that each batch is spread over.
 
     Raises:
         ValueError: the coupling's window is larger than the images.
     """
+    if config.model == "nemon":
+        return _equilibrium(config, image_shape, classes, key)
     config.check_window(image_shape[:2])
     return ibnn_jax.UCN(
         image_shape,
@@ -49,6 +51,25 @@ def build_model(
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         axis_name=axis_name,
         conv_general_dilated=ibnn_jax.fast_convolution(),
+        rngs=nnx.Rngs(key),
+    )
+
+
+def _equilibrium(config: Config, image_shape, classes: int, key: jax.Array):
+    solver = "auto" if config.solver == "auto" else SOLVERS[config.solver]()
+    layer = partial(
+        ibnn_jax.NEMON,
+        gamma=config.gamma,
+        solver=solver,
+        adjoint=build_adjoint(config),
+        tol=config.tol,
+        max_steps=config.max_steps,
+    )
+    return ibnn_jax.EquilibriumClassifier(
+        image_shape,
+        classes,
+        features=config.features,
+        layer=layer,
         rngs=nnx.Rngs(key),
     )
 

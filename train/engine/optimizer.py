@@ -6,7 +6,7 @@ from train.config import Config
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clipped gradients through momentum.
+    """Clipped gradients through momentum, or through Adam.
 
     The step is minus the rate times what comes out, as in PyTorch's SGD.
     """
@@ -14,4 +14,6 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
         clip = optax.clip_by_global_norm(config.clip_norm)
     else:
         clip = optax.identity()
+    if config.optimizer == "adam":
+        return optax.chain(clip, optax.scale_by_adam())
     return optax.chain(clip, optax.trace(decay=config.momentum))

@@ -16,10 +16,12 @@ import ibnn_jax
 from train.config import Config
 from train.distributed.sharding import DataAxis, over_seeds
 from train.engine.model import build_model
+from train.engine.objective import Pace, cross_entropy, objective
 from train.engine.optimizer import build_optimizer
 
 Images = UInt8[Array, "N H W C"] | Float[Array, "N H W C"]
 Labels = Int[Array, " N"]
+Network = ibnn_jax.UCN | ibnn_jax.EquilibriumClassifier
 
 
 class State(NamedTuple):
@@ -62,7 +64,7 @@ class EnsembleProgram:
         init(keys [S]) -> State
         adopt(state, twin) -> state with the weights and statistics of the standard
             twin's state, and its own momentum
-        epoch(state, rate [], keys [S], images, labels) -> state, losses [S, steps],
+        epoch(state, pace, keys [S], images, labels) -> state, losses [S, steps],
             correct [S], out of steps * batch images
         evaluate(state, images, labels, is_test [N]) -> dict, see `_evaluate`
 
@@ -82,7 +84,8 @@ class EnsembleProgram:
         self.dtype = jnp.float64 if config.x64 else jnp.float32
         self.optimizer = build_optimizer(config)
         self.data_axis = DataAxis.of(mesh)
-        self._graphs = {kind: self._graph(kind) for kind in {implicit, False}}
+        kinds = {implicit} if config.model == "nemon" else {implicit, False}
+        self._graphs = {kind: self._graph(kind) for kind in kinds}
 
         self.init = self._compiled(self._init, (0,), **_unoptimised())
         self.adopt = self._compiled(self._adopt, (0, 0))
@@ -95,7 +98,7 @@ class EnsembleProgram:
         shapes = jax.eval_shape(self._init, jax.random.key(0)).params
         return sum(x.size for x in jax.tree.leaves(shapes))
 
-    def network(self, params: nnx.State, rest: nnx.State) -> ibnn_jax.UCN:
+    def network(self, params: nnx.State, rest: nnx.State) -> Network:
         """The model of one seed in evaluation mode; to be called inside vmap or jit."""
         model = self._merge(params, rest)
         model.eval()
@@ -103,7 +106,7 @@ class EnsembleProgram:
 
     # The structure of a network, and its state.
 
-    def _model(self, key, implicit: bool) -> ibnn_jax.UCN:
+    def _model(self, key, implicit: bool) -> Network:
         return build_model(
             self.config,
             self.image_shape,
@@ -117,12 +120,12 @@ class EnsembleProgram:
         abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0), implicit))
         return nnx.split(abstract, nnx.Param, ...)[0]
 
-    def _merge(self, params, rest, implicit: bool | None = None) -> ibnn_jax.UCN:
+    def _merge(self, params, rest, implicit: bool | None = None) -> Network:
         kind = self.implicit if implicit is None else implicit
         return nnx.merge(self._graphs[kind], params, rest, copy=True)
 
     @staticmethod
-    def _split(model: ibnn_jax.UCN) -> tuple[nnx.State, nnx.State]:
+    def _split(model: Network) -> tuple[nnx.State, nnx.State]:
         _, params, rest = nnx.split(model, nnx.Param, ...)
         return params, rest
 
@@ -140,7 +143,7 @@ class EnsembleProgram:
         ibnn_jax.transfer(self._merge(twin.params, twin.rest, implicit=False), model)
         return State(*self._split(model), state.momentum)
 
-    def _epoch(self, state: State, rate: Array, key: Array, images, labels):
+    def _epoch(self, state: State, pace: Pace, key: Array, images, labels):
         """One epoch in the order that the key gives.
 
         The last batch is filled up from the front of the order: every image is seen,
@@ -153,22 +156,22 @@ class EnsembleProgram:
         rows = order[jnp.arange(steps * batch) % size].reshape(steps, batch)
 
         def step(state, rows):
-            return self._step(state, rate, images[rows], labels[rows])
+            return self._step(state, pace, images[rows], labels[rows])
 
         mine = self.data_axis.my_share(rows)
         state, (losses, correct) = jax.lax.scan(step, state, mine)
         return state, losses, correct.sum()
 
-    def _step(self, state: State, rate: Array, images: Images, labels: Labels):
+    def _step(self, state: State, pace: Pace, images: Images, labels: Labels):
         """One update: x - rate * direction, then lam back into its bound."""
 
         def loss(params):
             model = self._merge(params, state.rest)
             model.train()
-            logits = model(self._pixels(images))
+            pixels = self._pixels(images)
+            value, logits = objective(self.config, model, pixels, labels, pace)
             correct = (logits.argmax(-1) == labels).sum(dtype=jnp.int32)
-            mean = self._cross_entropy(logits, labels).mean()
-            return mean, (correct, self._split(model)[1])
+            return value, (correct, self._split(model)[1])
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
         (value, (correct, rest)), gradient = differentiated(state.params)
@@ -178,7 +181,7 @@ class EnsembleProgram:
             gradient, state.momentum, state.params
         )
         params = jax.tree.map(
-            lambda x, d: x - rate.astype(x.dtype) * d, state.params, direction
+            lambda x, d: x - pace.rate.astype(x.dtype) * d, state.params, direction
         )
         model = self._merge(params, rest)
         ibnn_jax.project(model)
@@ -192,6 +195,8 @@ class EnsembleProgram:
         Returns:
             test_loss, val_loss: means over the images of each part; NaN without any.
             test_correct, val_correct: numbers of images.
+            test_certified: share of the images whose class no change of certified_eps
+                alters, if that is asked for.
             lam [n], and for implicit layers, over the test images, solver_steps,
             solver_steps_max, solver_residual_max, solver_converged [layers].
         """
@@ -212,6 +217,9 @@ class EnsembleProgram:
                 "test": self._scores(logits, labels[rows], test),
                 "val": self._scores(logits, labels[rows], real & ~is_test[rows]),
             }
+            if self.config.certified_eps:
+                held = self._certified(model, images[rows], labels[rows])
+                found["certified"] = (held & test).sum(dtype=jnp.int32)
             return found, [_solver_sums(each, test) for each in stats]
 
         found, stats = jax.lax.map(one_batch, rows)
@@ -222,6 +230,8 @@ class EnsembleProgram:
             "test_correct": found["test"]["correct"],
             "val_correct": found["val"]["correct"],
         }
+        if self.config.certified_eps:
+            totals["test_certified"] = found["certified"] / is_test.sum()
         if stats:
             totals |= self._solver_totals(stats)
         lams = model.lams()
@@ -230,9 +240,14 @@ class EnsembleProgram:
         return totals
 
     def _scores(self, logits, labels, counted: Bool[Array, " N"]) -> dict[str, Array]:
-        losses = jnp.where(counted, self._cross_entropy(logits, labels), 0)
+        losses = cross_entropy(logits.astype(self.dtype), labels)
+        losses = jnp.where(counted, losses, 0)
         correct = counted & (logits.argmax(-1) == labels)
         return {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.int32)}
+
+    def _certified(self, model, images, labels) -> Bool[Array, " N"]:
+        pixels = self._pixels(images)
+        return model.certified(pixels, labels, self.config.certified_eps)
 
     def _solver_totals(self, stats: list[dict[str, Array]]) -> dict[str, Array]:
         """The statistics of each layer over all batches: [layers]."""
@@ -258,11 +273,6 @@ class EnsembleProgram:
         """Images as the networks take them, bytes in [0, 1]."""
         floats = images.astype(self.dtype)
         return floats / 255 if images.dtype == jnp.uint8 else floats
-
-    def _cross_entropy(self, logits, labels) -> Float[Array, " N"]:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(self.dtype), labels
-        )
 
     def _floating(self, x: Array) -> Array:
         """In this run's precision, if it is floating point."""

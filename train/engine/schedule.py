@@ -36,10 +36,20 @@ def cosine(epochs: int, low: float = 0.001, high: float = 0.01) -> np.ndarray:
     return (low + (high - low) * (1 + np.cos(turn)) / 2).astype(np.float32)
 
 
+def steps(epochs: int, low: float = 0.001, high: float = 0.01) -> np.ndarray:
+    """Rates [epochs], float32: high, divided by 10 every 10 epochs; low is not used.
+
+    The schedule of NEMON's authors.
+    """
+    _check(epochs)
+    return (high * 0.1 ** (np.arange(epochs) // 10)).astype(np.float32)
+
+
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "triangular": triangular,
     "constant": constant,
     "cosine": cosine,
+    "steps": steps,
 }
 
 

@@ -97,7 +97,7 @@ def load_run(path: str | Path, model: str | None = None) -> Ensemble:
     """The Ensemble of a run's folder; its data set is not needed.
 
     Args:
-        model: "sm" or "ibnn"; may be left out where the run has one of them only.
+        model: "sm", "ibnn" or "nemon"; may be left out where the run has one only.
 
     Raises:
         FileNotFoundError: there is no run there, or no checkpoint of the model.
@@ -125,7 +125,7 @@ def load_run(path: str | Path, model: str | None = None) -> Ensemble:
 def _load(config: Config, image_shape, classes: int, has_validation: bool) -> Ensemble:
     if config.x64:
         jax.config.update("jax_enable_x64", True)
-    program = programs.build(config, image_shape, classes, config.model == "ibnn")
+    program = programs.build(config, image_shape, classes, config.model != "sm")
     template = loop.blank(config, program, has_validation)
     folder = Path(config.out or ".", "checkpoints", config.model)
     if not folder.is_dir():

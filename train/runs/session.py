@@ -216,7 +216,7 @@ class Session:
             if arrays is None:
                 break  # what comes after a model that has not begun is begun again
             shape, classes = dataset.image_shape, dataset.classes
-            program = build(self.config, shape, classes, model == "ibnn", mesh)
+            program = build(self.config, shape, classes, model != "sm", mesh)
             config = dataclasses.replace(self.config, model=model)
             template = blank(config, program, dataset.has_validation)
             snapshots[model] = self.team.together(
@@ -253,7 +253,7 @@ class Session:
             self.progress.finish()
         run.finish()
         shape, classes = dataset.image_shape, dataset.classes
-        program = build(config, shape, classes, model == "ibnn")
+        program = build(config, shape, classes, model != "sm")
         self.team.broadcast_from_first(lambda: save_networks(config, program, snapshot))
         return snapshot
 

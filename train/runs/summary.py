@@ -68,7 +68,7 @@ def _result(history: History) -> dict:
         "seconds_per_epoch": _median_seconds(history),
     }
     if "solver_steps" in history:
-        lam = history["lam"][:, -1]
+        lam = history.get("lam", np.zeros((1, 1, 0)))[:, -1]
         result["lam_last"] = [spread(lam[:, i]) for i in range(lam.shape[1])]
         result["solver_steps_mean"] = float(history["solver_steps"].mean())
         result["solver_steps_max"] = int(history["solver_steps_max"].max())
