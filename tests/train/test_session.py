@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
+import ibnn_jax
 import train.runs
 from train import cli
 from train.data import prepare
@@ -351,22 +351,20 @@ def test_predict_refuses_what_is_no_image(saved, tmp_path, capsys):
     assert cli.main(["predict", saved.out, "a.png", "--model", "ibnn"]) == 1
 
 
-def test_networks_are_saved_by_the_library(tiny_config, monkeypatch):
-    """Best and last networks of every seed, with ibnn_jax.save."""
-    kept = {}
-
-    def save(model, path):
-        kept[str(path)] = nnx.state(model)
-
-    monkeypatch.setattr("ibnn_jax.save", save, raising=False)
-    config = tiny_config(first_seed=4)
-    complete(config)
-    places = [
-        f"{config.out}/models/sm/seed-{seed}{last}"
-        for seed in (4, 5)
-        for last in ("", "/last")
-    ]
-    assert sorted(kept) == sorted(places)
+def test_every_seed_leaves_its_best_and_last_network(tiny_config, pictures):
+    config = tiny_config(first_seed=4, val_fraction=0.2)
+    folder = complete(config)
+    images = np.load(pictures)["test_images"][..., None] / np.float32(255)
+    ensemble = train.runs.load(folder.path)
+    history = folders.read(folder.path)["sm"]
+    labels = np.load(pictures)["test_labels"]
+    for row, seed in enumerate((4, 5)):
+        place = folder / "models" / "sm" / f"seed-{seed}"
+        logits = ibnn_jax.load(place)(images)
+        np.testing.assert_allclose(logits, ensemble(images)[row], rtol=1e-4, atol=1e-5)
+        last = np.asarray(ibnn_jax.load(place / "last")(images)).argmax(-1)
+        accuracy = history["test_accuracy"][row, -1]
+        np.testing.assert_allclose((last == labels).mean(), accuracy)
 
 
 def test_a_sweep_makes_the_product_of_its_lists(pictures, tmp_path, capsys):

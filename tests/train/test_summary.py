@@ -136,7 +136,6 @@ DAMAGES = {
         '{"model": "sm", "seed": "a", "epoch": 1}\n',
         '{"model": [1], "seed": 0, "epoch": 1}\n',
         LINE.replace("0.25", "[0.25]"),
-        LINE.replace("0.25", "null"),
         LINE.replace("}", ', "lam": 1.0}'),
         '{"model": "sm", "seed": 0, "epoch": 1, "test_accuracy": "a"}\n',
     ],

@@ -23,21 +23,17 @@ def save_networks(
 ) -> None:
     """Save the best and the last network of every seed of a model.
 
-    Does nothing where this ibnn_jax cannot save networks.
-
     Raises:
         OSError: they cannot be written.
     """
-    save = getattr(ibnn_jax, "save", None)
-    if save is None:
-        return
     folder = Path(config.out or ".", "models", config.model)
     shutil.rmtree(folder, ignore_errors=True)
     last = (snapshot.state.params, snapshot.state.rest)
     for row in range(config.seeds):
         place = folder / f"seed-{config.first_seed + row}"
+        # The best one first: it may not be written over what it does not know.
         for weights, where in ((snapshot.best, place), (last, place / "last")):
-            save(program.network(*_of_seed(weights, row)), where)
+            ibnn_jax.save(program.network(*_of_seed(weights, row)), where)
 
 
 def _of_seed(weights: tuple, row: int) -> tuple:
