@@ -38,19 +38,30 @@ def key():
 ACCELERATORS = {"cuda": ("NVIDIA H200", "gpu"), "tpu": ("TPU v5 lite", "tpu")}
 
 
+def device_that_is_not_here(platform):
+    """The context in which programs are traced for such a device."""
+    kind, backend = ACCELERATORS[platform]
+    device = jax.sharding.AbstractDevice(kind, None, backend)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+@pytest.fixture(scope="session")
+def traced_for():
+    """platform -> the context in which programs are traced for it."""
+    return device_that_is_not_here
+
+
 @pytest.fixture(scope="session")
 def lowered():
     """(platform, f, *arguments) -> the text of f lowered for a device that need not
     be there.
     """
 
-    def lower(name, f, *arguments) -> str:
-        kind, backend = ACCELERATORS[name]
-        device = jax.sharding.AbstractDevice(kind, None, backend)
-        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-        with jax.sharding.use_abstract_mesh(mesh):
+    def lower(platform, f, *arguments) -> str:
+        with device_that_is_not_here(platform):
             traced = jax.jit(f).trace(*arguments)
-            return traced.lower(lowering_platforms=(name,)).as_text()
+            return traced.lower(lowering_platforms=(platform,)).as_text()
 
     return lower
 

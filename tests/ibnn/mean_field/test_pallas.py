@@ -68,11 +68,9 @@ def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(lowered):
 
 
 @pytest.fixture
-def gpu_mesh():
+def gpu_mesh(traced_for):
     """A GPU that is not here, as the mesh in use."""
-    device = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with traced_for("cuda"):
         yield
 
 
