@@ -5,6 +5,7 @@ weights, and for a function written anew that does the same.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,15 +66,26 @@ def trace(function: Callable[..., Array], *arguments: Array) -> Network:
     Raises:
         ValueError: the function changes the state of a Flax module.
     """
-    try:
+    with evaluation_mode():
         # A new lambda each time: JAX would remember the arrays of a known function.
         closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)
+    return Network(closed.consts, Program(closed))
+
+
+@contextmanager
+def evaluation_mode() -> Iterator[None]:
+    """Say what to do where a traced Flax module is in training mode.
+
+    Raises:
+        ValueError: the module changes its state in here.
+    """
+    try:
+        yield
     except TraceContextError as error:
         raise ValueError(
             "the network changes its own state when it is called, as batch norm and "
-            "dropout do in training mode: call model.eval() before the attack"
+            "dropout do in training mode: call model.eval() first"
         ) from error
-    return Network(closed.consts, Program(closed))
 
 
 def trace_scores(name: str, logits: Callable[[Array], Array], images: Array) -> Network:

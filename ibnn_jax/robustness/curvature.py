@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.attacks import checks
+from ibnn_jax.attacks.network import evaluation_mode
 
 
 def input_curvature(
@@ -33,8 +34,8 @@ def input_curvature(
         One value per input.
 
     Raises:
-        ValueError: an argument is not as described above; h is not positive, or probes
-            less than 1.
+        ValueError: an argument is not as described above, h is not positive, probes is
+            less than 1, or a network in loss is in training mode.
     """
     x = checks.floating_array("x", x)
     key = checks.random_key(key)
@@ -51,7 +52,8 @@ def input_curvature(
         return losses.sum()
 
     gradient = jax.grad(total)
-    here = gradient(x)
+    with evaluation_mode():
+        here = gradient(x)
 
     def probe(key):
         g = jax.random.rademacher(key, x.shape, x.dtype)

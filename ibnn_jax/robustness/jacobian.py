@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.attacks import checks
+from ibnn_jax.attacks.network import evaluation_mode
+
 
 def input_jacobian_norm(
     logits: Callable[[Array], Float[Array, "N classes"]],
@@ -24,14 +27,16 @@ def input_jacobian_norm(
         batch_size: images whose Jacobians are held at once.
 
     Raises:
-        ValueError: batch_size is less than 1.
+        ValueError: images are not floating, batch_size is not an integer of at least 1,
+            or the network is in training mode.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    images = checks.floating_array("images", images)
+    batch_size = checks.count("batch_size", batch_size)
 
     def one(image):
         scores, pull = jax.vjp(lambda x: logits(x[None])[0], image)
         (rows,) = jax.vmap(pull)(jnp.eye(len(scores), dtype=scores.dtype))
         return jnp.sqrt((rows**2).sum())
 
-    return jax.lax.map(one, images, batch_size=batch_size)
+    with evaluation_mode():
+        return jax.lax.map(one, images, batch_size=batch_size)

@@ -119,7 +119,7 @@ def test_a_network_outside_of_jax_is_not_mistaken_for_another():
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: lambda x: m(x)])
 def test_a_model_in_training_mode_is_told_to_be_in_evaluation_mode(attack, wrap):
     model = Classifier(0)
-    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         attack(wrap(model), IMAGES, jnp.zeros(6, int), KEY)
     model.eval()
     attack(wrap(model), IMAGES, jnp.zeros(6, int), KEY)

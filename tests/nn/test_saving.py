@@ -96,6 +96,13 @@ NETWORKS = {
         precision=jax.lax.Precision.HIGHEST,
         **RNGS,
     ),
+    "nemon": lambda: ib.NEMON(36, 5, gamma=-0.2, activation=jnp.tanh, **RNGS),
+    "nemon conv": lambda: ib.NEMONConv(1, 2, (3, 3), **RNGS),
+    "monotone": lambda: ib.MON(36, 5, margin=0.3, **RNGS),
+    "norm bounded": lambda: ib.NormBounded(36, 5, bound=0.5, **RNGS),
+    "equilibrium": lambda: ib.EquilibriumClassifier(
+        (6, 6, 1), 3, features=5, layer=partial(ib.NEMON, gamma=0.5), **RNGS
+    ),
     "own": lambda: Residual([36, 16, 8], lam=-0.5, activation=jnp.tanh, **RNGS),
     "own parts": lambda: Residual(
         (36, 4),
@@ -116,7 +123,7 @@ def moved(model):
 
 
 def inputs(model):
-    dense = isinstance(model, ib.IBNNLinear)
+    dense = isinstance(model, ib.IBNNLinear | ib.NEMON | ib.MON | ib.NormBounded)
     flat = IMAGES.reshape(3, 36)
     if isinstance(model, ib.IBNNConv):
         return flat[..., None]

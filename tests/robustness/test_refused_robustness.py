@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ibnn_jax as ib
 from ibnn_jax import robustness
@@ -13,6 +14,8 @@ UNIFORM = ib.Uniform((-1,))
 GAIN = {"z": X, "direction": X, "lam": -0.1, "p": 5.0, "coupling": UNIFORM}
 SPECTRUM = {k: v for k, v in GAIN.items() if k != "direction"}
 CURVATURE = {"loss": lambda x: (x**2).sum(1), "x": X, "key": jax.random.key(0)}
+JACOBIAN = {"logits": lambda x: x[:, :2], "images": X}
+NORM = nnx.BatchNorm(4, rngs=nnx.Rngs(0))  # in training mode
 MARGIN = {"margin": 1.0, "lam": -0.1, "n": 4}
 
 CALLS = [
@@ -25,6 +28,23 @@ CALLS = [
     (robustness.input_curvature, CURVATURE | {"x": X.astype(int)}, "x must be float"),
     (robustness.input_curvature, CURVATURE | {"x": 1.0}, "x must be an array"),
     (robustness.input_curvature, CURVATURE | {"loss": jnp.sum}, "one value per input"),
+    (
+        robustness.input_curvature,
+        CURVATURE | {"loss": lambda x: NORM(x).sum(1)},
+        r"call model\.eval\(\) first",
+    ),
+    (
+        robustness.input_jacobian_norm,
+        JACOBIAN | {"logits": NORM},
+        r"call model\.eval\(\) first",
+    ),
+    (
+        robustness.input_jacobian_norm,
+        JACOBIAN | {"batch_size": 0},
+        "batch_size must be",
+    ),
+    (robustness.input_jacobian_norm, JACOBIAN | {"batch_size": 2.5}, "batch_size must"),
+    (robustness.input_jacobian_norm, JACOBIAN | {"images": [1.0]}, "got list: convert"),
     (robustness.gain_spectrum, SPECTRUM | {"p": 0.0}, "p must be positive"),
     (robustness.gain_spectrum, SPECTRUM | {"z": X.astype(int)}, "floating"),
     (robustness.gain_spectrum, SPECTRUM | {"lam": 1j}, "lam must be real"),
