@@ -11,6 +11,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from ibnn_jax.core.problem import AbstractProblem
@@ -44,6 +45,13 @@ def on_cpu() -> bool:
 
 def on_gpu() -> bool:
     return platform() == "gpu"
+
+
+def explicit_spec(x: Array) -> PartitionSpec:
+    """How x is sharded over explicit axes of a mesh, one entry per axis of x."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    given = tuple(sharding.spec) if sharding is not None else ()
+    return PartitionSpec(*given, *[None] * (x.ndim - len(given)))
 
 
 def full_precision(f: F) -> F:
@@ -114,18 +122,24 @@ def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
     keep these in a CPU's cache, those of the mask only, so it never runs when there
     are none. Every leaf of x and of the operands is led by groups.
     """
-    groups = len(mask)
-    chunk = max(1, min(groups, (FEW_CPU if on_cpu() else FEW_OTHER) // side**2))
-    count = mask.sum()
+    groups = mask.shape[0]
+    if isinstance(groups, int) and groups == 0:
+        return x
+    chunk = max(1, (FEW_CPU if on_cpu() else FEW_OTHER) // side**2)
+    if isinstance(groups, int):  # a symbol under jax.export
+        chunk = max(1, min(chunk, groups))
+    count = mask.sum(dtype=jnp.int32)
 
     def needed(x):
         order = jnp.argsort(~mask, stable=True)
-        order = jnp.pad(order, (0, -groups % chunk), constant_values=groups)
+        order = jnp.pad(order, (0, chunk))  # what lies beyond `count` is not used
 
         def body(carry):
             start, x = carry
             rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
-            rows = jnp.where(start + jnp.arange(chunk) < count, rows, groups)
+            rows = jnp.where(
+                start + jnp.arange(chunk, dtype=jnp.int32) < count, rows, groups
+            )
             part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
             new = f(*part)
 
@@ -156,9 +170,10 @@ def in_blocks(
 
     def call(problem: AbstractProblem, *rest):
         grouped, join = problem.parts()
-        groups = len(jax.tree.leaves(grouped)[0])
+        groups = jax.tree.leaves(grouped)[0].shape[0]
         most = max(1, block // row(problem))
-        if not on_cpu() or groups <= most:
+        symbolic = not isinstance(groups, int)  # under jax.export
+        if symbolic or not on_cpu() or groups <= most:
             return f(problem, *rest)
         count, size = _equal_blocks(groups, most)
 

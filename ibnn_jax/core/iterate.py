@@ -94,7 +94,7 @@ def run(
     norm = _norm(state)
     history = None
     if trace:
-        rows = jnp.broadcast_to(norm[:, None], (len(norm), max_steps + 1))
+        rows = jnp.broadcast_to(norm[:, None], (norm.shape[0], max_steps + 1))
         history = jnp.zeros_like(rows).at[:, 0].set(norm)
     carry = _Carry(
         jnp.int32(0),
@@ -114,7 +114,7 @@ def run(
             history = history.at[:, carry.step + 1].set(norm)
         # Not ~met: a NaN residual must leave the loop too.
         active = carry.active & unmet(norm, state.z)
-        steps = carry.steps + carry.active
+        steps = carry.steps + carry.active.astype(jnp.int32)
         return _Carry(carry.step + 1, state, norm, steps, active, history)
 
     def unfinished(carry):

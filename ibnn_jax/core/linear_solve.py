@@ -114,7 +114,8 @@ def conjugate_gradient(
         rho, last = dot(r, q), rho
         beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
         active = good & (largest(r) > tol)
-        return k + 1, x, r, q + beta * d, rho, active, steps + good
+        steps = steps + good.astype(jnp.int32)
+        return k + 1, x, r, q + beta * d, rho, active, steps
 
     d = preconditioner * b
     rho = dot(b, d)
@@ -179,7 +180,7 @@ def bicgstab(
         best = jnp.where(better, norm, best)
         best_x = jnp.where(better[:, None], x, best_x)
         active = active & (best > tol) & jnp.isfinite(norm)
-        steps = steps + c[6]
+        steps = steps + c[6].astype(jnp.int32)
         return k + 1, x, r, shadow, d, rho, active, steps, best, best_x
 
     norm = jnp.abs(b).max(-1)

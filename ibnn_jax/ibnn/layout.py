@@ -63,10 +63,10 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
         )
     axes = coupling.coupled_axes(y.ndim)
     event = tuple(y.shape[a] for a in axes)
-    if y.size == 0:
+    if 0 in event:
         raise ValueError(
-            f"y of shape {y.shape} is empty: every coupled group needs at least one "
-            "neuron, and y one group"
+            f"y of shape {y.shape} has empty groups: the coupled axes {axes} need at "
+            "least one neuron"
         )
     if not isinstance(p, jax.core.Tracer) and (np.asarray(p) <= 0).any():
         raise ValueError(
@@ -76,10 +76,13 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
         tuple(s for a, s in enumerate(y.shape) if a not in axes), event, axes
     )
     op = coupling.bind(event)
-    dtype = jnp.promote_types(y.dtype, jnp.float32)
-    lam = _per_group("lam", lam, y.shape, axes, dtype)
-    p = _per_group("p", p, y.shape, axes, dtype)
-    return IBNNProblem(layout.to_groups(y.astype(dtype)), lam, p, op), layout
+    dtype = y.dtype if y.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    groups = layout.to_groups(y.astype(dtype))
+    # Added to lam and p, so that these vary over the axes of a mesh that y varies over.
+    alike = jnp.zeros_like(groups[:, :1])
+    lam = _per_group("lam", lam, y.shape, axes, dtype) + alike
+    p = _per_group("p", p, y.shape, axes, dtype) + alike
+    return IBNNProblem(groups, lam, p, op), layout
 
 
 def _per_group(name: str, value, shape, axes, dtype) -> Array:
@@ -97,4 +100,4 @@ def _per_group(name: str, value, shape, axes, dtype) -> Array:
             f"with size 1 on the coupled axes {axes}: one value per group, "
             f"i.e. against {wanted}"
         ) from None
-    return value.reshape(-1, 1)
+    return value.reshape(prod(wanted), 1)

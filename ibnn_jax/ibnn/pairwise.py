@@ -78,7 +78,9 @@ class Operator(ABC):
         K is kept up to `KEPT` pairs: making it anew takes several times as long as a
         product with it.
         """
-        if z.size * self.neighbours > KEPT:
+        groups = z.shape[0]  # a symbol under jax.export
+        few = isinstance(groups, int) and z.size * self.neighbours <= KEPT
+        if not few:
             return self.kernel(z, p), lambda v: self.kernel(z, p, v)
         return self._kept(z, p)
 
@@ -192,7 +194,7 @@ class WindowOperator(Operator):
     def average(self, v):
         total = sum(neighbour for neighbour, _ in self._neighbours(v))
         count = sum(
-            inside.astype(np.int32)
+            inside.astype(v.dtype)
             for _, inside in self._neighbours(jnp.ones((1, v.shape[1])))
         )
         return (total / count).reshape(v.shape).astype(v.dtype)

@@ -26,8 +26,9 @@ from ibnn_jax.core.solve import (
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
 from ibnn_jax.ibnn.couplings import Coupling, Uniform, check_coupling
 from ibnn_jax.ibnn.equation import IBNNProblem
-from ibnn_jax.ibnn.layout import Layout, bind
+from ibnn_jax.ibnn.layout import bind
 from ibnn_jax.ibnn.mean_field.solver import MeanField
+from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.solvers.newton import Newton
 
 # Up to here exact pairwise solutions cost at most six times what MeanField would.
@@ -78,9 +79,8 @@ def solve(
         ValueError: y, lam or p does not fit (see `ibnn.layout.bind`); unknown solver;
             tol or max_steps not positive; start of another shape.
     """
-    call = _Call.of(y, lam, p, coupling, solver, tol, max_steps, trace, start)
-    solution = solved(call.settings, call.problem, call.start)
-    solution = call.layout.restore(solution, jnp.asarray(y).dtype)
+    how = _How(solver, tol, max_steps, trace)
+    solution = _on_groups(how, solved, y, lam, p, coupling, start)
     if strict:
         _raise_unless_converged(solution.stats)
     return solution
@@ -124,10 +124,13 @@ def implicit_bias(
     adjoint = _adjoint(adjoint)
     if adjoint.exact and isinstance(solver, str) and solver == "auto":
         solver = Newton()
-    call = _Call.of(y, lam, p, coupling, solver, tol, max_steps, False, start)
-    adjoint.check(call.settings)
-    solution = differentiable(call.settings, adjoint, call.problem, call.start)
-    solution = call.layout.restore(solution, jnp.asarray(y).dtype)
+
+    def solve_groups(settings, problem, start):
+        adjoint.check(settings)
+        return differentiable(settings, adjoint, problem, start)
+
+    how = _How(solver, tol, max_steps)
+    solution = _on_groups(how, solve_groups, y, lam, p, coupling, start)
     if return_solution:
         return solution
     return (solution.value, solution.stats) if has_stats else solution.value
@@ -240,23 +243,34 @@ def _adjoint(adjoint) -> AbstractAdjoint:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """The arguments of a solve, checked and laid out on groups."""
+class _How:
+    """The options of a solve as they were given."""
 
-    settings: SolveSettings
-    problem: IBNNProblem
-    layout: Layout
-    start: Float[Array, "G n"] | None
+    solver: AbstractSolver | str
+    tol: float | None
+    max_steps: int | None
+    trace: bool = False
 
-    @classmethod
-    def of(cls, y, lam, p, coupling, solver, tol, max_steps, trace, start):
+    def settings(self, problem: IBNNProblem, coupling: Coupling, start):
+        solver = _chosen(self.solver, problem, coupling, start)
+        return settings_for(solver, problem, self.tol, self.max_steps, self.trace)
+
+
+def _on_groups(how: _How, solve_groups, y, lam, p, coupling, start) -> Solution:
+    """Lay the arguments out on groups, solve these, and go back to the axes of y."""
+    check_coupling(coupling)
+    y = jnp.asarray(y)
+    if start is not None:
+        _check_same_shape("start", start, "y", y)
+
+    def local(y, lam, p, coupling, start):
         problem, layout = bind(y, lam, p, coupling)
-        chosen = _chosen(solver, problem, coupling, start)
-        settings = settings_for(chosen, problem, tol, max_steps, trace)
         if start is not None:
-            _check_same_shape("start", start, "y", y)
             start = layout.to_groups(jnp.asarray(start, problem.y.dtype))
-        return cls(settings, problem, layout, start)
+        settings = how.settings(problem, coupling, start)
+        return layout.restore(solve_groups(settings, problem, start), y.dtype)
+
+    return over_mesh(local, y, lam, p, coupling, start)
 
 
 def default_solver(

@@ -7,14 +7,15 @@ Here every convolution, of the two gradients too, has that layout, and kernels o
 are taken one by one."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from ibnn_jax.core.batching import on_cpu
+from ibnn_jax.core.batching import explicit_spec, on_cpu
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -132,3 +133,37 @@ def _one_by_one(f, images=True):
 def fast_convolution() -> Callable:
     """`canonical_convolution` on CPUs, jax's own elsewhere."""
     return canonical_convolution if on_cpu() else lax.conv_general_dilated
+
+
+def on_explicit_meshes(conv: Callable) -> Callable:
+    """conv, also where the images are sharded over an explicit axis of a mesh.
+
+    Every device convolves its own images; jax's own convolution asks for a sharding of
+    the result there.
+
+    Raises:
+        ValueError: another axis than the images' is sharded.
+    """
+
+    @wraps(conv)
+    def call(inputs, kernel, *args, **kwargs):
+        spec = explicit_spec(inputs)
+        if not any(spec):
+            return conv(inputs, kernel, *args, **kwargs)
+        if any(spec[1:]):
+            raise ValueError(
+                f"a convolution of images {inputs.shape} sharded as {spec}: only axis "
+                "0, the images, may be sharded; use jax.sharding.reshard first"
+            )
+        mapped = jax.shard_map(
+            lambda x, kernel: conv(x, kernel, *args, **kwargs),
+            mesh=jax.typeof(inputs).sharding.mesh,
+            in_specs=(spec, PartitionSpec()),
+            out_specs=spec,
+        )
+        return mapped(inputs, kernel)
+
+    return call
+
+
+general_convolution = on_explicit_meshes(lax.conv_general_dilated)

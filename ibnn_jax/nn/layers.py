@@ -11,6 +11,7 @@ from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Uniform
+from ibnn_jax.nn.convolution import general_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias
 from ibnn_jax.nn.recipe import saveable
 
@@ -155,7 +156,7 @@ class IBNNConv(_Layer):
         activation: Activation = nnx.relu,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         bias_init: nnx.Initializer = nnx.initializers.zeros_init(),
-        conv_general_dilated: Callable | None = None,
+        conv_general_dilated: Callable = general_convolution,
         coupling: Coupling | None = None,
         channels: int | None = None,
         lam: float | Array | None = None,
@@ -172,11 +173,6 @@ class IBNNConv(_Layer):
         rngs: nnx.Rngs,
     ):
         size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        own = (
-            {}
-            if conv_general_dilated is None
-            else {"conv_general_dilated": conv_general_dilated}
-        )
         self.affine = nnx.Conv(
             in_features,
             out_features,
@@ -193,7 +189,7 @@ class IBNNConv(_Layer):
             kernel_init=kernel_init,
             bias_init=bias_init,
             rngs=rngs,
-            **own,
+            conv_general_dilated=conv_general_dilated,
         )
         spatial = tuple(range(-len(size) - 1, -1))
         self.implicit = ImplicitBias(

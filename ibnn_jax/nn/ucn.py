@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.solution import Stats
+from ibnn_jax.nn.convolution import general_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias
 from ibnn_jax.nn.recipe import saveable
 
@@ -111,7 +112,7 @@ class UCN(nnx.Module):
         kernel_size: int | None = None,
         dtype: Any = None,
         axis_name: str | None = None,
-        conv_general_dilated: Callable = jax.lax.conv_general_dilated,
+        conv_general_dilated: Callable = general_convolution,
         rngs: nnx.Rngs,
         implicit: bool | None = None,
     ):

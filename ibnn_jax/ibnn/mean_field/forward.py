@@ -119,7 +119,7 @@ class Forward:
         for count, z in zip(self.later_cells, state.later):
             attempt, z = self._retry(count, attempt, z, points)
             solved.append(z)
-            number += self._missed(attempt)
+            number += self._missed(attempt).astype(jnp.int32)
         if self.small:
             attempt = run_where(
                 self._missed(attempt),

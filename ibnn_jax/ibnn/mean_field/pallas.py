@@ -71,7 +71,7 @@ def kernel(f: Callable, *arrays: Array, interpret: bool = False):
     results = pallas.pallas_call(
         body,
         out_shape=shapes,
-        grid=(len(arrays[0]),),
+        grid=(arrays[0].shape[0],),
         in_specs=[block(x) for x in arrays],
         out_specs=[block(x) for x in shapes],
         compiler_params=triton.CompilerParams(

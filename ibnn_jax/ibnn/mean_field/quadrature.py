@@ -44,7 +44,9 @@ class Cells(NamedTuple):
         step = jnp.maximum(
             2 * radius / count, 16 * jnp.finfo(radius.dtype).eps * (1 + radius)
         )
-        return cls(step * jnp.arange(count + 1, dtype=radius.dtype) - radius, step)
+        return cls(
+            step * jnp.arange(count + 1, dtype=radius.dtype)[None] - radius, step
+        )
 
     @property
     def count(self) -> int:
@@ -53,7 +55,7 @@ class Cells(NamedTuple):
     def locate(self, x: Float[Array, "G n"]) -> "Place":
         position = (x - self.nodes[:, :1]) / self.step
         cell = jnp.clip(position.astype(jnp.int32), 0, self.count - 1)
-        return Place(cell, position - cell, self)
+        return Place(cell, position - cell.astype(position.dtype), self)
 
 
 class Quadrature(NamedTuple):
@@ -184,7 +186,7 @@ class Place(NamedTuple):
         # Tied to the cells: a loop over blocks of groups would otherwise keep it for
         # every neuron instead of computing it.
         group, _ = jax.lax.optimization_barrier(
-            (jnp.arange(len(self.cell)), self.cells.step)
+            (jnp.arange(self.cell.shape[0]), self.cells.step)
         )
         first = copies * self.cells.count * group[:, None]
         return (self.cell + first).astype(

@@ -1,0 +1,91 @@
+"""What `test_meshes` runs in a process with four devices."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import ibnn_jax as ib
+
+RNG = np.random.default_rng(0)
+Y = jnp.asarray(RNG.normal(size=(8, 6, 8, 1)), jnp.float32)
+W = RNG.random((48, 48))
+COUPLINGS = {
+    "uniform": ib.Uniform((-3, -2)),
+    "window": ib.Window((3, 3)),
+    "dense": ib.Dense((W + W.T) / 96),
+}
+CASES = [(name, "auto") for name in COUPLINGS] + [("uniform", ib.MeanField())]
+
+
+def gradients(name, solver):
+    """(y, lam) -> z and the gradients of y and lam, lam one per image."""
+
+    def f(y, lam):
+        inputs = y.reshape(y.shape[0], 48) if name == "dense" else y
+        lam = lam[:, 0, 0] if name == "dense" else lam
+        return ib.implicit_bias(inputs, lam, 3.0, COUPLINGS[name], solver=solver)
+
+    def all_of_it(y, lam):
+        z, back = jax.vjp(f, y, lam)
+        return z, *back(jnp.cos(3 * z))
+
+    return all_of_it
+
+
+def same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4, rtol=2e-3)
+
+
+def shard_map():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    lam = jnp.full((8, 1, 1, 1), -0.4)
+    for case in CASES:
+        f = gradients(*case)
+        specs = {"in_specs": P("d"), "out_specs": P("d")}
+        same(jax.jit(jax.shard_map(f, mesh=mesh, **specs))(Y, lam), jax.jit(f)(Y, lam))
+
+
+def explicit():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    lam = jnp.full((1, 1, 1, 1), -0.4)
+    for case in CASES:
+        f = jax.jit(gradients(*case))
+        expected = f(Y, lam)
+        with jax.set_mesh(mesh):
+            same(f(jax.device_put(Y, NamedSharding(mesh, P("d"))), lam), expected)
+    with jax.set_mesh(mesh):
+        y = jax.device_put(Y, NamedSharding(mesh, P(None, None, "d")))
+        try:
+            ib.solve(y, -0.4, 3.0, ib.Uniform())
+        except ValueError as error:
+            assert "axis 2" in str(error) and "'d'" in str(error)
+        else:
+            raise AssertionError("a sharded coupled axis was not refused")
+
+
+def modules():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+
+    @nnx.jit
+    def step(model, x):
+        return nnx.value_and_grad(lambda m, x: (m(x) ** 2).sum())(model, x)
+
+    for make in (
+        lambda: ib.UCN((6, 8, 1), 3, kernel_size=3, rngs=nnx.Rngs(0)),
+        lambda: ib.IBNNConv(1, 2, (3, 3), lam=-0.4, rngs=nnx.Rngs(0)),
+    ):
+        expected = step(make(), Y)
+        model = make()
+        with jax.set_mesh(mesh):
+            x = jax.device_put(Y, NamedSharding(mesh, P("d")))
+            same(step(model, x), expected)
+
+
+if __name__ == "__main__":
+    {"shard_map": shard_map, "explicit": explicit, "modules": modules}[sys.argv[1]]()
