@@ -131,7 +131,7 @@ def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
     count = mask.sum(dtype=jnp.int32)
 
     def needed(x):
-        order = jnp.argsort(~mask, stable=True)
+        order = jnp.argsort(~mask, stable=True).astype(jnp.int32)
         order = jnp.pad(order, (0, chunk))  # what lies beyond `count` is not used
 
         def body(carry):
