@@ -104,7 +104,8 @@ class Operator(ABC):
     def bound(self, p: Array) -> Array:
         """The lam below which the solution is unique; see `uniqueness_bound`."""
         extra = self.negative if self.sigma.positive_definite else self.row_sum
-        return 1.0 / (self.sigma.max_slope * p * (self.row_sum + extra))
+        total = jnp.asarray(self.row_sum + extra, jnp.result_type(p))
+        return 1.0 / (self.sigma.max_slope * p * total)
 
 
 @partial(

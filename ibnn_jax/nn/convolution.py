@@ -7,7 +7,7 @@ Here every convolution, of the two gradients too, has that layout, and kernels o
 are taken one by one."""
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -135,35 +135,29 @@ def fast_convolution() -> Callable:
     return canonical_convolution if on_cpu() else lax.conv_general_dilated
 
 
-def on_explicit_meshes(conv: Callable) -> Callable:
-    """conv, also where the images are sharded over an explicit axis of a mesh.
+def general_convolution(
+    inputs: Array, kernel: Array, *args, **kwargs
+) -> Array:
+    """`jax.lax.conv_general_dilated`, also on explicit meshes.
 
-    Every device convolves its own images; jax's own convolution asks for a sharding of
-    the result there.
+    Where the images are sharded over an explicit axis of a mesh every device convolves
+    its own; jax's function asks for a sharding of the result there.
 
     Raises:
         ValueError: another axis than the images' is sharded.
     """
-
-    @wraps(conv)
-    def call(inputs, kernel, *args, **kwargs):
-        spec = explicit_spec(inputs)
-        if not any(spec):
-            return conv(inputs, kernel, *args, **kwargs)
-        if any(spec[1:]):
-            raise ValueError(
-                f"a convolution of images {inputs.shape} sharded as {spec}: only axis "
-                "0, the images, may be sharded; use jax.sharding.reshard first"
-            )
-        mapped = jax.shard_map(
-            lambda x, kernel: conv(x, kernel, *args, **kwargs),
-            mesh=jax.typeof(inputs).sharding.mesh,
-            in_specs=(spec, PartitionSpec()),
-            out_specs=spec,
+    spec = explicit_spec(inputs)
+    if not any(spec):
+        return lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+    if any(spec[1:]):
+        raise ValueError(
+            f"a convolution of images {inputs.shape} sharded as {spec}: only axis 0, "
+            "the images, may be sharded; use jax.sharding.reshard first"
         )
-        return mapped(inputs, kernel)
-
-    return call
-
-
-general_convolution = on_explicit_meshes(lax.conv_general_dilated)
+    mapped = jax.shard_map(
+        lambda x, kernel: lax.conv_general_dilated(x, kernel, *args, **kwargs),
+        mesh=jax.typeof(inputs).sharding.mesh,
+        in_specs=(spec, PartitionSpec()),
+        out_specs=spec,
+    )
+    return mapped(inputs, kernel)

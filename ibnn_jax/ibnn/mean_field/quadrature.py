@@ -180,18 +180,15 @@ class Place(NamedTuple):
         return self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
 
     def _rows(self, copies: int = 1):
-        """Where each point's cell lies among the cells of all groups, of which each has
-        several copies.
-        """
+        """Where each point's cell lies among those of all groups, copies included."""
         # Tied to the cells: a loop over blocks of groups would otherwise keep it for
         # every neuron instead of computing it.
         group, _ = jax.lax.optimization_barrier(
-            (jnp.arange(self.cell.shape[0]), self.cells.step)
+            (jnp.arange(self.cell.shape[0], dtype=jnp.int32), self.cells.step)
         )
         first = copies * self.cells.count * group[:, None]
-        return (self.cell + first).astype(
-            jnp.uint32
-        )  # unsigned: never counted from the end
+        # Unsigned, so that it is never counted from the end.
+        return (self.cell + first).astype(jnp.uint32)
 
     def _moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
         """v, v u, v u^2 and v u^3 summed over the points of every cell.
