@@ -211,7 +211,8 @@ def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
     width = ((0, 0), (points.cells.count + 1, 1))
     defect = jnp.pad(quadrature.defect * steep**4, width)
     quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
-    cell = jnp.broadcast_to(jnp.arange(points.cells.count), points.inner.shape)
+    index = jnp.arange(points.cells.count, dtype=jnp.int32)
+    cell = jnp.broadcast_to(index, points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
     bias = place.interpolate(*points.bias())
     predicted = quadrature.inside(quadrature.points) - lam * bias
