@@ -135,9 +135,7 @@ def fast_convolution() -> Callable:
     return canonical_convolution if on_cpu() else lax.conv_general_dilated
 
 
-def general_convolution(
-    inputs: Array, kernel: Array, *args, **kwargs
-) -> Array:
+def general_convolution(inputs: Array, kernel: Array, *args, **kwargs) -> Array:
     """`jax.lax.conv_general_dilated`, also on explicit meshes.
 
     Where the images are sharded over an explicit axis of a mesh every device convolves
