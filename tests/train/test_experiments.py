@@ -44,6 +44,8 @@ def few(name, points):
         return [point for point in points if point["lam"] in chosen]
     if name in ("boundary2d", "transfer"):
         return points[:2]
+    if name.startswith("nemon"):
+        return [point for point in points if point["variant"] in ("explicit", "nemon")]
     if name in TWO_VARIANTS:
         return [point for point in points if point["variant"] in ("sm", "trained")]
     return points

@@ -204,4 +204,6 @@ def _against_sm(
 
 def _median(rows: Sequence[Row], variant: str, attack: str, eps: float) -> float:
     chosen = pick(rows, variant=variant, attack=attack, eps=eps)
+    if not chosen:
+        raise ValueError(f"there is no row of {variant}, {attack}, eps {eps:g}")
     return float(np.median(column(chosen, "accuracy")))

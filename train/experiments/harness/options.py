@@ -22,6 +22,8 @@ NAMES = (
     "transfer",
     "theory",
     "multistability",
+    "nemon_function",
+    "nemon_mnist",
 )
 # Budgets under which all experiments together take about twenty minutes on two cores.
 # They show that everything runs, no more.

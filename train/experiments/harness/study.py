@@ -11,7 +11,7 @@ import numpy as np
 from train.config import Config
 from train.distributed import processes
 from train.engine import compile_cache
-from train.errors import UserError
+from train.errors import Stopped, UserError
 from train.experiments.harness.options import Options
 from train.experiments.harness.results import Row, not_finite, rounded
 from train.runs import folder as folders
@@ -68,6 +68,16 @@ class Study:
         self.caught = caught
         self.say = say
         self._ensembles: dict[str, Ensemble | None] = {}
+
+    def stop_if_asked(self, epoch: int) -> None:
+        """End a training that leaves no checkpoint, if a signal came.
+
+        Raises:
+            Stopped: finished points are saved, and this one is measured again.
+        """
+        self.say(f"epoch {epoch} of {self.options.epochs}")
+        if self.caught:
+            raise Stopped("finished points are saved, this one begins again")
 
     def config(self, variant: str, **changes: Any) -> Config:
         """The training run of a variant: sm, trained, free, or "fixed <lam>"."""

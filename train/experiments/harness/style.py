@@ -80,7 +80,9 @@ def points(difference: Difference) -> str:
 
 
 def paired(differences: Sequence[Difference]) -> str:
-    """The sentence that says what the brackets of `points` are."""
+    """The sentence that says what the brackets of `points` are; "" without any."""
+    if not differences:
+        return ""
     seeds = sorted({difference.seeds for difference in differences})
     few = ", which with so few seeds is little more than their range"
     return (
