@@ -8,7 +8,16 @@ import jax
 
 from benchmarks import report
 
-NAMES = ("convergence", "steps", "adjoint", "step", "ensemble", "scaling", "accuracy")
+NAMES = (
+    "convergence",
+    "steps",
+    "adjoint",
+    "step",
+    "ensemble",
+    "scaling",
+    "accuracy",
+    "nemon",
+)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -323,6 +323,13 @@ class Config:
         """Share of the training images that chooses the epoch; 0: the test set does."""
         return 0.0 if self.as_paper else self.val_fraction
 
+    @property
+    def network(self) -> str:
+        """The network of a resolved run, in short."""
+        if self.model == "nemon":
+            return f"NEMON({self.features}), gamma {self.gamma:g}"
+        return f"UCN({self.layers},{self.channels})"
+
     def resolved(self) -> "Config":
         """The same run with paths and all defaults that depend on others filled in."""
         layers, channels = PAPER_SIZES.get(self.dataset, (1, 3))

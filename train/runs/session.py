@@ -179,7 +179,7 @@ class Session:
         shape = "x".join(map(str, dataset.image_shape))
         self.progress.note(
             f"{dataset.name}: {', '.join(parts)} and {len(dataset.test_labels):,} test "
-            f"images {shape}; UCN({self.config.layers},{self.config.channels}), "
+            f"images {shape}; {self.config.network}, "
             f"{self.config.seeds} seeds, on {jax.devices()[0].device_kind}"
             f"{f', {count} processes' if count > 1 else ''}; "
             f"results in {self.folder.path}"
