@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
+from ibnn_jax.core.batching import full_precision
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
 from ibnn_jax.nemon.solve import differentiable
@@ -56,6 +57,7 @@ def interval(
     return lo, hi
 
 
+@full_precision
 def margins(
     C: Float[Array, "q n"],
     c: Float[Array, "q"],

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.batching import full_precision
 from ibnn_jax.nemon.weights import matrix_measure, metzler
 
 
+@full_precision
 def lipschitz(
     A: Float[Array, "n n"],
     B: Float[Array, "n k"],
@@ -42,6 +44,7 @@ def lipschitz(
     return paper, componentwise
 
 
+@full_precision
 def regulariser(
     B: Float[Array, "n k"],
     C: Float[Array, "q n"],

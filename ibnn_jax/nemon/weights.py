@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.batching import full_precision
+
 
 def contractive(
     T: Float[Array, "n n"], log_eta: Float[Array, "n"], gamma: Float[Array, ""] | float
@@ -78,6 +80,7 @@ def contractive_kernel(
     return (T * ratio[None, None]).at[centre].add(jnp.diag(diagonal))
 
 
+@full_precision
 def matrix_measure(A: Float[Array, "n n"], eta: Float[Array, "n"]) -> Float[Array, ""]:
     """mu(A) = max_i ( a_ii + sum_{j != i} |a_ij| eta_j / eta_i ).
 
@@ -97,6 +100,7 @@ def metzler(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.where(jnp.eye(len(A), dtype=bool), A, jnp.abs(A))
 
 
+@full_precision
 def best_weights(A: Float[Array, "n n"], steps: int = 200) -> Float[Array, "n"]:
     """The eta for which mu(A) is smallest: the Perron vector of `metzler(A)`.
 
@@ -126,6 +130,7 @@ def norm_bounded(T: Float[Array, "n n"], bound: float = 0.95) -> Float[Array, "n
     return T * (bound / jnp.maximum(rows, bound))
 
 
+@full_precision
 def monotone(
     W: Float[Array, "k n"], S: Float[Array, "n n"], margin: float = 0.05
 ) -> Float[Array, "n n"]:

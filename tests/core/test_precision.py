@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import ibnn_jax as ib
+from ibnn_jax import nemon
 
 UNIFORM = ib.Uniform((-1,))
 WINDOW = ib.Window((3, 3), axes=(-2, -1))
@@ -134,6 +135,38 @@ def adjoint_system(y):
 @pytest.mark.parametrize("f", [hessian, gradient_in_w, several_w, adjoint_system])
 def test_so_are_the_derivatives_of_second_order_and_of_w(lowered, f):
     assert set(product_precisions(lowered("tpu", f, FEW))) == {"HIGHEST"}
+
+
+def nemon_loss(u, matrix, **options):
+    return (nemon.fixed_point(matrix, u, **options) ** 2).sum()
+
+
+def nemon_kernel_loss(u, kernel):
+    return nemon_loss(u, nemon.Convolution(kernel, (4, 4)))
+
+
+MATRIX = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+ROWS = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+KERNEL = jax.ShapeDtypeStruct((3, 3, 2, 2), jnp.float32)
+MAPS = jax.ShapeDtypeStruct((2, 4, 4, 2), jnp.float32)
+NEMON = {
+    "Newton": (nemon_loss, ROWS, MATRIX),
+    "Peaceman-Rachford": (
+        partial(nemon_loss, solver=nemon.PeacemanRachford()),
+        ROWS,
+        MATRIX,
+    ),
+    "Phantom": (partial(nemon_loss, adjoint=ib.Phantom(2)), ROWS, MATRIX),
+    "Convolution": (nemon_kernel_loss, MAPS, KERNEL),
+}
+
+
+@pytest.mark.parametrize("name", NEMON)
+def test_nemon_is_in_full_precision_and_so_is_its_certificate(lowered, name):
+    f, u, matrix = NEMON[name]
+    gradient = jax.vmap(jax.grad(f, (0, 1)), (0, None))
+    precisions = product_precisions(lowered("tpu", gradient, several(u), matrix))
+    assert set(precisions) == {"HIGHEST"}
 
 
 @pytest.mark.parametrize("coupling", [UNIFORM, DENSE], ids=["Uniform", "Dense"])
