@@ -240,10 +240,8 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
     for variant in unique(rows, "variant"):
         mine = pick(rows, variant=variant)
         line = {"color": COLOURS[variant], "label": KINDS[variant].name}
-        style.band(attacked, mine, "eps", "pgd", "sm", coverage=1, scale=100, **line)
-        style.band(
-            certified, mine, "eps", "certified", "sm", coverage=1, scale=100, **line
-        )
+        for axis, name in ((attacked, "pgd"), (certified, "certified")):
+            style.band(axis, mine, "eps", name, coverage=1, scale=100, **line)
     attacked.set(xlabel="eps", ylabel="accuracy under PGD, %")
     certified.set(xlabel="eps", ylabel="certified by intervals, %")
     _draw_front(front, rows)
@@ -282,20 +280,23 @@ def verdict(rows: Sequence[Row]) -> str:
             chosen = pick(mine, eps=small)
             differences.append(paired_difference(chosen, explicit, "clean"))
             text += f" (minus explicit, points: {style.points(differences[-1])})"
-        bounds = [f"{_median(mine, n):.3g}" for n in ("lipschitz", "componentwise")]
-        text += f", Lipschitz bounds {' and '.join(bounds)}"
-        for name, words in (
-            ("pgd", "PGD"),
-            ("noise", "noise"),
-            ("certified", "certified"),
-        ):
-            shares = [_median(pick(mine, eps=eps), name) for eps in (small, large)]
-            text += f", {words} {' / '.join(map(style.percent, shares))}"
-        lost = sum(row["finite"] == 0 for row in pick(mine, eps=small))
-        parts.append(text + f", {lost} seeds not finite" * bool(lost))
-    return f"At eps {small:g} / {large:g}, medians. {'. '.join(parts)}." + style.paired(
-        differences
-    )
+        parts.append(text + _robustness(mine, (small, large)))
+    text = f"At eps {small:g} / {large:g}, medians. {'. '.join(parts)}."
+    return text + style.paired(differences)
+
+
+def _robustness(rows: Sequence[Row], strengths: Sequence[float]) -> str:
+    """Bounds, and accuracies at these strengths, of one variant."""
+    bounds = [f"{_median(rows, n):.3g}" for n in ("lipschitz", "componentwise")]
+    text = f", Lipschitz bounds {' and '.join(bounds)}"
+    words = {"pgd": "PGD", "noise": "noise", "certified": "certified"}
+    for name, word in words.items():
+        shares = [_median(pick(rows, eps=eps), name) for eps in strengths]
+        text += f", {word} {' / '.join(map(style.percent, shares))}"
+    lost = len(pick(rows, eps=strengths[0], finite=0))
+    if lost:
+        text += f", weights not finite in {lost} seeds, which are left out"
+    return text
 
 
 def _median(rows: Sequence[Row], name: str) -> float:

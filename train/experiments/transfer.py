@@ -125,7 +125,7 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
     for name, (text, colour) in lines.items():
         if name in rows[0]:
             line = {"color": colour, "label": text}
-            style.band(axis, rows, "lam", name, "sm", scale=100, **line)
+            style.band(axis, rows, "lam", name, scale=100, **line)
     axis.set_xscale("symlog", linthresh=0.02)
     axis.axvline(0, color="gray", linewidth=0.8)
     axis.set(xlabel="lam given to the trained SM network", ylabel="accuracy, %")

@@ -35,24 +35,23 @@ def band(
     rows: Sequence[Row],
     x: str,
     y: str,
-    variant: str,
+    variant: str | None = None,
     coverage: float = 0.9,
     scale: float = 1.0,
     **line: Any,
 ) -> None:
-    """Draw the median of y over x, and its percentile range, in the variant's colour.
+    """Draw the median of y over x, and its percentile range.
 
     Args:
+        variant: gives the colour and the label, unless `line` does.
         scale: 100 to draw shares in percent.
         line: options of the median's line, and "color" of both.
     """
     xs, middle, low, high = curve(rows, x, y, coverage)
-    options = {
-        "color": colour(variant),
-        "label": name(variant),
-        "marker": ".",
-        "linewidth": 1.4,
-    } | line
+    options = {"marker": ".", "linewidth": 1.4}
+    if variant is not None:
+        options |= {"color": colour(variant), "label": name(variant)}
+    options |= line
     axis.plot(xs, scale * middle, **options)
     axis.fill_between(
         xs, scale * low, scale * high, color=options["color"], alpha=0.15, linewidth=0
