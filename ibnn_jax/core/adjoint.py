@@ -11,7 +11,7 @@ dL/dlam = -u . B(z), dL/dp = -lam u . dB/dp, likewise for w.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import jax
@@ -22,6 +22,12 @@ from jaxtyping import Float
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.iterate import iterate
 from ibnn_jax.core.linear_solve import LinearSettings, linear_solve
+from ibnn_jax.core.options import (
+    check_between,
+    check_count,
+    check_flag,
+    check_steps,
+)
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solver import SolveSettings
@@ -65,12 +71,21 @@ class Implicit(AbstractAdjoint):
         any_order: also allow forward mode (`jax.jvp`, `jax.jacfwd`) and higher
             derivatives, through `jax.lax.custom_root` on the exact equation; slower,
             and the path for Hessians.
+
+    Raises:
+        ValueError: an option that is no number of its kind.
     """
 
     tol: float | None = None
     max_steps: int = 500
     max_relative_residual: float = 1e-2
     any_order: bool = False
+
+    def __post_init__(self):
+        options = asdict(self.linear)
+        options["any_order"] = check_flag("any_order", self.any_order)
+        for name, value in options.items():
+            object.__setattr__(self, name, value)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -97,15 +112,22 @@ class Unrolled(AbstractAdjoint):
 
     Args:
         max_steps: the length of the scan; None takes that of the solve.
+
+    Raises:
+        ValueError: max_steps is not a whole number of at least 1.
     """
 
     max_steps: int | None = 20
     exact = True
 
+    def __post_init__(self):
+        steps = check_steps("Unrolled: max_steps", self.max_steps)
+        object.__setattr__(self, "max_steps", steps)
+
     def apply(self, settings, problem, start=None):
         steps = settings.max_steps if self.max_steps is None else self.max_steps
         settings = SolveSettings(settings.solver, settings.tol, steps)
-        return iterate(settings.solver, problem, settings, start, unrolled=True)
+        return iterate(settings.solver, problem, settings, start, unrolled=True)[0]
 
 
 @dataclass(frozen=True)
@@ -127,11 +149,9 @@ class Phantom(AbstractAdjoint):
     damping: float = 1.0
 
     def __post_init__(self):
-        if self.k < 1 or not 0 < self.damping <= 1:
-            raise ValueError(
-                "Phantom needs k >= 1 and 0 < damping <= 1; "
-                f"got k={self.k}, damping={self.damping}"
-            )
+        object.__setattr__(self, "k", check_count("Phantom: k", self.k))
+        damping = check_between("Phantom: damping", self.damping, 0, 1, closed=True)
+        object.__setattr__(self, "damping", damping)
 
     def apply(self, settings, problem, start=None):
         fixed = jax.lax.stop_gradient((problem, start))
@@ -149,7 +169,7 @@ def _implicit(settings, adjoint, problem, start):
 
 
 def _implicit_fwd(settings, adjoint, problem, start):
-    solution, residuals = settings.solver.solve(problem, settings, start)
+    solution, residuals = _forward(settings, problem, start)
     return solution, (problem, start, residuals)
 
 
@@ -157,22 +177,47 @@ def _implicit_fwd(settings, adjoint, problem, start):
 def _implicit_bwd(settings, adjoint, saved, cotangent: Solution):
     problem, start, residuals = saved
     v: Float[Array, "G n"] = cotangent.value
-    gradient = settings.solver.pullback(problem, residuals, v, adjoint)
+    gradient = _pullback(settings.solver, adjoint, problem, residuals, v)
     return gradient, jax.tree.map(jnp.zeros_like, start)
 
 
+# What the two rules compute is not to be differentiated again.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(settings, problem, start):
+    return settings.solver.solve(problem, settings, start)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _pullback(solver, adjoint, problem, residuals, v):
+    return solver.pullback(problem, residuals, v, adjoint)
+
+
+def _no_second_derivative(*_):
+    raise TypeError(
+        "the default adjoint is differentiable once, in reverse mode; for jax.hessian, "
+        "a gradient of a gradient or forward mode use "
+        "implicit_bias(..., solver=Newton(), adjoint=Implicit(any_order=True))"
+    )
+
+
+_forward.defjvp(_no_second_derivative)
+_pullback.defjvp(_no_second_derivative)
 _implicit.defvjp(_implicit_fwd, _implicit_bwd)
 
 
 def _any_order(settings, adjoint, problem, start):
     """By `jax.lax.custom_root`, whose derivatives can be differentiated again."""
 
+    centred, shift = problem.centred()
+
     def solve_root(_, guess):
         fixed = jax.lax.stop_gradient((problem, start))
         solution, _ = settings.solver.solve(fixed[0], settings, fixed[1])
         # custom_root wants tangents for its auxiliary output, which integers lack.
         aux = jax.tree.map(lambda a: a.astype(guess.dtype), solution[1:])
-        return solution.value, aux
+        return solution.value - shift, aux
 
     def solve_tangent(hessian, v):
         def solve(matvec, b):
@@ -191,12 +236,12 @@ def _any_order(settings, adjoint, problem, start):
             hessian, v, solve, solve, symmetric=problem.symmetric
         )
 
-    guess = jax.lax.stop_gradient(problem.start())
+    guess = jax.lax.stop_gradient(centred.start())
     z, (code, stats) = jax.lax.custom_root(
-        lambda z: -problem.residual(z), guess, solve_root, solve_tangent, has_aux=True
+        lambda z: -centred.residual(z), guess, solve_root, solve_tangent, has_aux=True
     )
     code, stats = jax.lax.stop_gradient((code, stats))
     stats = Stats(
         stats.steps.astype(jnp.int32), stats.residual, stats.converged > 0, stats.trace
     )
-    return Solution(z, code.astype(jnp.int32), stats)
+    return Solution(z + shift, code.astype(jnp.int32), stats)

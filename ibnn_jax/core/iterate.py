@@ -35,6 +35,8 @@ class _Carry(NamedTuple):
     step: Array
     state: Any
     norm: Float[Array, "G"]
+    best: Float[Array, "G"]  # the least norm so far
+    since: Array  # how many steps ago that was
     steps: Array
     active: Bool[Array, "G"]
     trace: Array | None
@@ -47,12 +49,16 @@ def iterate(
     start: Float[Array, "G n"] | None = None,
     *,
     unrolled: bool = False,
-) -> Solution:
-    """Run a solver until every group meets its tolerance, fails, or runs out of steps.
+) -> tuple[Solution, Float[Array, "G n"]]:
+    """Run a solver until every group meets its tolerance, fails, or makes no progress.
 
     A group with NaN or infinity in its inputs is set aside at once and gets NaN back;
     the others do not notice. With unrolled=True the loop is a scan of exactly
     max_steps steps, through which reverse mode differentiates.
+
+    Returns:
+        The Solution, and the solution of the centred problem, which adding the shift
+        rounds.
     """
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(settings.tol)
@@ -71,7 +77,11 @@ def iterate(
         unrolled=unrolled,
     )
     threshold = jnp.maximum(threshold, centred.rounding(ran.z))
-    return package(problem, valid, ran._replace(z=ran.z + shift), threshold)
+    value = ran.z + shift
+    lost = jnp.abs(jax.lax.stop_gradient(value - shift - ran.z)).max(-1)
+    resolved = problem.resolves(lost, settings.tol)
+    solution = package(problem, valid, ran._replace(z=value), threshold, resolved)
+    return solution, jnp.where(jnp.isfinite(solution.value), ran.z, jnp.nan)
 
 
 def run(
@@ -84,7 +94,12 @@ def run(
     trace: bool = False,
     unrolled: bool = False,
 ) -> Run:
-    """The loop of `iterate`, for a problem around 0 without NaN or infinity."""
+    """The loop of `iterate`, for a problem around 0 without NaN or infinity.
+
+    A group stops where `solver.patience` steps in a row bring no new least max|r|, as
+    where rounding forbids the tolerance. Past the uniqueness bound it has five times
+    as many, because a descent may pass by a saddle, where r is small for long.
+    """
 
     def unmet(norm, z):
         limit = jnp.maximum(threshold, jax.lax.stop_gradient(problem.rounding(z)))
@@ -96,10 +111,14 @@ def run(
     if trace:
         rows = jnp.broadcast_to(norm[:, None], (norm.shape[0], max_steps + 1))
         history = jnp.zeros_like(rows).at[:, 0].set(norm)
+    most, longer = jnp.int32(solver.patience), jnp.int32(5 * solver.patience)
+    patience = jnp.where(problem.unique, most, longer)
     carry = _Carry(
         jnp.int32(0),
         state,
         norm,
+        norm,
+        jnp.zeros_like(norm, dtype=jnp.int32),
         jnp.zeros_like(norm, dtype=jnp.int32),
         unmet(norm, state.z),
         history,
@@ -114,8 +133,11 @@ def run(
             history = history.at[:, carry.step + 1].set(norm)
         # Not ~met: a NaN residual must leave the loop too.
         active = carry.active & unmet(norm, state.z)
+        since = jnp.where(norm < carry.best, 0, carry.since + 1)
+        active &= since < patience
+        best = jnp.minimum(norm, carry.best)
         steps = carry.steps + carry.active.astype(jnp.int32)
-        return _Carry(carry.step + 1, state, norm, steps, active, history)
+        return _Carry(carry.step + 1, state, norm, best, since, steps, active, history)
 
     def unfinished(carry):
         # A sum, because Pallas kernels, in which this loop also runs, have no any().
@@ -133,11 +155,19 @@ def run(
 
 
 def package(
-    problem: AbstractProblem, valid: Bool[Array, "G"], ran: Run, threshold
+    problem: AbstractProblem,
+    valid: Bool[Array, "G"],
+    ran: Run,
+    threshold: Float[Array, "G"],
+    resolved: Bool[Array, "G"] | bool = True,
 ) -> Solution:
-    """Name the outcome of each group; z and residual are NaN where it is not finite."""
+    """Name the outcome of each group; z and residual are NaN where it is not finite.
+
+    Args:
+        resolved: whether the numbers of z are fine enough to hold the solution.
+    """
     finite = valid & jnp.isfinite(ran.residual)
-    converged = finite & (ran.residual <= threshold)
+    converged = finite & (ran.residual <= threshold) & resolved
     code = jnp.where(problem.unique, Result.CONVERGED, Result.CONVERGED_NOT_UNIQUE)
     missed = jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE)
     code = jnp.where(converged, code, missed).astype(jnp.int32)

@@ -1,5 +1,6 @@
 """Linear systems H x = b for many independent groups at once, and the adjoint's."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from ibnn_jax.core.options import check_between, check_count, check_tol
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.core.solution import Result, Solution, Stats
 
@@ -33,11 +35,22 @@ class LinearSettings:
             float32 and 1e-11 in float64. At least 8 machine epsilons are used.
         max_steps: most steps of the linear solver.
         max_relative_residual: past it the solution counts as lost and becomes NaN.
+
+    Raises:
+        ValueError: an option that is no number of its kind.
     """
 
     tol: float | None = None
     max_steps: int = 500
     max_relative_residual: float = 1e-2
+
+    def __post_init__(self):
+        object.__setattr__(self, "tol", check_tol(self.tol))
+        steps = check_count("max_steps", self.max_steps)
+        object.__setattr__(self, "max_steps", steps)
+        name = "max_relative_residual"
+        most = check_between(name, self.max_relative_residual, 0, math.inf, closed=True)
+        object.__setattr__(self, name, most)
 
     def tolerance(self, dtype) -> float:
         default = 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
@@ -202,10 +215,13 @@ def solve_adjoint(
 ) -> Solution:
     """u with H^T u = v, H = -Dr(z), [G, n]; its residual is computed anew at the end.
 
-    Groups past settings.max_relative_residual are NONFINITE with value NaN; those
-    between it and the tolerance are MAX_STEPS.
+    Only what `problem.known_adjoint` leaves of v is solved for, and the tolerance is
+    relative to that. Groups past settings.max_relative_residual are NONFINITE with
+    value NaN; those between it and the tolerance are MAX_STEPS.
     """
     tol = settings.tolerance(v.dtype)
+    known = problem.known_adjoint(v)
+    v = v - known
     size = jnp.abs(v).max(-1)
     valid = jnp.isfinite(z).all(-1) & jnp.isfinite(size)
     # Of size 1: squares of the tiny v of a well-trained loss would underflow.
@@ -220,7 +236,7 @@ def solve_adjoint(
     converged = finite & (relative <= tol)
     missed = jnp.where(finite, Result.MAX_STEPS, Result.NONFINITE)
     code = jnp.where(converged, Result.CONVERGED, missed).astype(jnp.int32)
-    value = jnp.where(finite[:, None], scale[:, None] * x, jnp.nan)
+    value = jnp.where(finite[:, None], scale[:, None] * x + known, jnp.nan)
     return Solution(value, code, Stats(steps, scale * relative, converged))
 
 

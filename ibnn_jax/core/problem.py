@@ -102,8 +102,16 @@ class AbstractProblem(ABC):
         return join(jax.tree.map(lambda x: _where(valid, x, 0), grouped)), valid
 
     def centred(self) -> tuple[Self, Float[Array, "G 1"]]:
-        """(an equal problem around 0, what to add to its solution)."""
+        """(an equal problem around 0, what to add to its solution, a constant)."""
         return self, jnp.zeros_like(self.start()[:, :1])
+
+    def resolves(self, lost: Float[Array, "G"], tol: float) -> Bool[Array, "G"]:
+        """Whether a z whose entries are rounded by `lost` still is the solution."""
+        return lost <= self.tolerance(tol)
+
+    def known_adjoint(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
+        """A part of v whose solution u of H^T u = v is this part itself, or 0."""
+        return jnp.zeros_like(v)
 
     @property
     def unique(self) -> Bool[Array, "G"]:

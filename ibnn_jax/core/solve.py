@@ -1,13 +1,13 @@
 """Solve any problem: the Solution alone, or one whose value is differentiable."""
 
 import difflib
-import math
 from functools import partial
 
 import jax
 
 from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.options import check_steps, check_tol
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
@@ -78,6 +78,11 @@ def settings_for(
 ) -> SolveSettings:
     """The settings, resolved and checked."""
     check_solver(solver)
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(
+            "problem must be an AbstractProblem, e.g. a subclass with residual and "
+            f"start; got {type(problem).__name__}"
+        )
     solver.check(problem)
     tol, max_steps = check_tol(tol), check_steps("max_steps", max_steps)
     if trace and not solver.exact:
@@ -103,37 +108,6 @@ def check_solver(solver) -> None:
         f'unknown solver {solver!r}; use "auto" or options such as {hint}. '
         f"There are {', '.join(SOLVERS)}"
     )
-
-
-def check_tol(tol) -> float | None:
-    """tol as a float; ValueError where it is not a positive number."""
-    if tol is None:
-        return None
-    number = _plain(tol)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise ValueError(f"tol must be a number or None; got {tol!r}")
-    if not 0 < number < math.inf:
-        raise ValueError(f"tol must be positive; got {tol}")
-    return float(number)
-
-
-def check_steps(name: str, steps) -> int | None:
-    """steps as an int; ValueError where it is not a whole number of at least 1."""
-    if steps is None:
-        return None
-    number = _plain(steps)
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise ValueError(f"{name} must be a whole number or None; got {steps!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1; got {steps}")
-    return number
-
-
-def _plain(number):
-    """A Python number from a concrete one of numpy or JAX; others as they are."""
-    if isinstance(number, jax.core.Tracer) or not hasattr(number, "item"):
-        return number
-    return number.item() if number.ndim == 0 else number
 
 
 # Compiled here, so that calls outside jit too are compiled once for each shape and

@@ -71,6 +71,8 @@ class SolveSettings:
 class IterativeSolver(AbstractSolver):
     """A solver that repeats one step; `core.iterate` owns the loop."""
 
+    patience: ClassVar[int] = 100  # steps without progress before a group is given up
+
     @abstractmethod
     def init(self, problem: AbstractProblem, z: Float[Array, "G n"]) -> State:
         """The state at the start z, its residual evaluated."""
@@ -93,17 +95,16 @@ class IterativeSolver(AbstractSolver):
         def found(problem, start):
             return iterate(self, problem, settings, start)
 
-        solution = merge_vmap(in_blocks(found, _row))(problem, start)
-        return solution, solution.value
+        return merge_vmap(in_blocks(found, _row))(problem, start)
 
     def pullback(self, problem, residuals, v, adjoint):
         def solved(problem, z, v):
             return solve_adjoint(problem, z, v, adjoint.linear).value
 
-        z = residuals
-        u = merge_vmap(in_blocks(solved, _row))(problem, z, v)
+        z = residuals  # of the centred problem
+        u = merge_vmap(in_blocks(solved, _row))(problem.centred()[0], z, v)
         # dL/dtheta = u . dr/dtheta; made again rather than kept, it holds pairs.
-        residual = jax.checkpoint(lambda problem: problem.residual(z))
+        residual = jax.checkpoint(lambda problem: problem.centred()[0].residual(z))
         return jax.vjp(residual, problem)[1](u)[0]
 
 

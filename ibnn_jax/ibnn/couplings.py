@@ -196,9 +196,22 @@ def check_coupling(coupling) -> None:
     }
     meant = spelled.get(coupling) if isinstance(coupling, str) else None
     hint = f"; for {coupling!r} use ibnn_jax.{meant}" if meant else ""
+    got = coupling if isinstance(coupling, str | type | None) else type(coupling)
     raise ValueError(
-        f"coupling must be ibnn_jax.Uniform, Window or Dense; got {coupling!r}{hint}"
+        f"coupling must be ibnn_jax.Uniform, Window or Dense; got {got!r}{hint}"
     )
+
+
+def check_slope(p) -> None:
+    """Raise ValueError where p is known and not positive everywhere."""
+    if isinstance(p, jax.core.Tracer):
+        return
+    p = np.asarray(p)
+    if not (p > 0).all():
+        raise ValueError(
+            "p must be positive (it is the slope of sigma at the origin); "
+            f"got {np.min(p)}"
+        )
 
 
 def uniqueness_bound(p, coupling: Coupling):
@@ -216,7 +229,12 @@ def uniqueness_bound(p, coupling: Coupling):
     Window has m at most 1/3 (side 3) or 1/4 (side 5); two rival populations have m = R,
     which is the paper's 1 / (2 p) (Corollary 3.1). Other sigmas, and a traced w, keep
     1 / (2 max sigma' p R).
+
+    Raises:
+        ValueError: what is given is no coupling, or p <= 0.
     """
+    check_coupling(coupling)
+    check_slope(p)
     if isinstance(coupling, Dense):
         shape = coupling.w.shape[:1]
     else:
@@ -235,7 +253,7 @@ def project_lam(lam, p, coupling: Coupling, constraint: str | None = "unique"):
             most 0; None, free.
 
     Raises:
-        ValueError: an unknown constraint or coupling.
+        ValueError: an unknown constraint or coupling, or p <= 0.
     """
     check_coupling(coupling)
     if constraint not in CONSTRAINTS:

@@ -14,6 +14,9 @@ from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.ibnn.pairwise import Operator
 
 
+SHARE = 1e-3  # of the range of y, which every tolerance is to resolve
+
+
 class Span(NamedTuple):
     """A range, per group."""
 
@@ -89,15 +92,43 @@ class IBNNProblem(AbstractProblem):
         return jnp.where(self.lam <= 0, shrunk, self.y)
 
     def tolerance(self, tol: float, span: Span | None = None):
-        """tol (1 + max|y| + |lam|), tol at least 4 eps; span: of y, if known."""
+        """tol (1 + radius + min(|lam| R, range)), tol at least 4 eps.
+
+        The range of y is max(y) - min(y), the radius half of it, R the largest row sum
+        of w, so |lam| R bounds z - y. At most a thousandth of the range, within which
+        nearly equal neurons have their whole solution. span: of y, if known.
+        """
         tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
-        centre, radius = span or self.span()
-        return tol * (1 + jnp.abs(centre) + radius + jnp.abs(self.lam))[:, 0]
+        span = span or self.span()
+        share = jnp.maximum(2 * SHARE * span.radius[:, 0], SHARE * tol)
+        return jnp.minimum(tol * self._size(span), share)
+
+    def _size(self, span: Span) -> Float[Array, "G"]:
+        """1 + the radius of y + how far z may be from y."""
+        reach = jnp.abs(self.lam) * jnp.asarray(self.op.row_sum, self.y.dtype)
+        return (1 + span.radius + jnp.minimum(reach, 2 * span.radius))[:, 0]
+
+    def resolves(self, lost, tol: float, span: Span | None = None):
+        """Whether rounding z by `lost` changes the residual by no more than matters.
+
+        The tolerance, or a thousandth of the range of y where that is more: where the
+        offset that all neurons share is too large, z has no numbers for the rest.
+        """
+        tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
+        span = span or self.span()
+        rows = jnp.asarray(self.op.row_sum, self.y.dtype)
+        steep = (1 + jnp.abs(self.lam) * self.p * rows)[:, 0]
+        most = jnp.maximum(tol * self._size(span), 2 * SHARE * span.radius[:, 0])
+        return steep * lost <= most
+
+    def known_adjoint(self, v):
+        """The mean of v: H 1 = 1, because DB does not see a common shift."""
+        return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
 
     def sanitised(self) -> tuple["IBNNProblem", Bool[Array, "G"]]:
-        """Groups that hold NaN or infinity become y = 0, lam = 0, p = 1."""
+        """Groups that hold NaN or infinity, or p <= 0, become y = 0, lam = 0, p = 1."""
         total = sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p))
-        valid = jnp.isfinite(total)[:, 0]
+        valid = (jnp.isfinite(total) & (self.p > 0))[:, 0]
         parts = replace_where(~valid, (0, 0, 1), self.y, self.lam, self.p)
         return IBNNProblem(*parts, self.op), valid
 

@@ -5,11 +5,10 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ibnn_jax.core.solution import Solution
-from ibnn_jax.ibnn.couplings import Coupling, check_coupling
+from ibnn_jax.ibnn.couplings import Coupling, check_coupling, check_slope
 from ibnn_jax.ibnn.equation import IBNNProblem
 
 
@@ -68,10 +67,7 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
             f"y of shape {y.shape} has empty groups: the coupled axes {axes} need at "
             "least one neuron"
         )
-    if not isinstance(p, jax.core.Tracer) and (np.asarray(p) <= 0).any():
-        raise ValueError(
-            f"p must be positive (it is the slope of sigma at the origin); got {p}"
-        )
+    check_slope(p)
     layout = Layout(
         tuple(s for a, s in enumerate(y.shape) if a not in axes), event, axes
     )
@@ -87,7 +83,10 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
 
 def _per_group(name: str, value, shape, axes, dtype) -> Array:
     """lam or p as [G, 1]."""
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except TypeError:
+        raise ValueError(f"{name} must be real; got {value!r}") from None
     real = jnp.issubdtype(value.dtype, jnp.floating)
     if not (real or jnp.issubdtype(value.dtype, jnp.integer)):
         raise ValueError(f"{name} must be real; got dtype {value.dtype}")

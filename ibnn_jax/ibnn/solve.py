@@ -14,6 +14,7 @@ from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_groups
+from ibnn_jax.core.options import check_count
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solve import (
     check_solver,
@@ -58,10 +59,12 @@ def solve(
         coupling: `Uniform`, `Window` or `Dense`.
         solver: solver options, e.g. `Newton()`; "auto" is `MeanField()` for Uniform
             groups of more than 128 neurons with a smooth sigma, else `Newton()`.
-        tol: a group has converged when max|r| <= tol (1 + max|y| + |lam|), with
-            r = y - lam B(z) - z the residual; None takes 1e-6 in float32, 1e-11 in
+        tol: a group has converged when max|r| <= tol (1 + s/2 + min(|lam| R, s)) and
+            max|r| <= s / 1000, with r = y - lam B(z) - z the residual, s = max(y) -
+            min(y) and R the largest row sum of w; None takes 1e-6 in float32, 1e-11 in
             float64 (MeanField: its `default_tol`, and a stricter rule); never below
-            4 eps.
+            4 eps. A common offset of y has no part in it; one beside which the dtype
+            cannot hold z gives `Result.MAX_STEPS`.
         max_steps: most solver steps, 500 when None.
         trace: also return the residual after every step (exact solvers only).
         strict: for debugging outside jit: raise FloatingPointError if any group did
@@ -283,9 +286,10 @@ def default_solver(
             it: `MeanField.at_the_bound()` in place of `MeanField()`.
 
     Raises:
-        ValueError: what is given is no coupling.
+        ValueError: what is given is no coupling, or no number of neurons.
     """
     check_coupling(coupling)
+    neurons = check_count("neurons", neurons)
     uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
     if not uniform or neurons <= SMALL_GROUP:
         return Newton()

@@ -1,5 +1,6 @@
 """Anderson acceleration of the safe step."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
+from ibnn_jax.core.options import check_count, check_number
 from ibnn_jax.core.solver import IterativeSolver
 from ibnn_jax.solvers.safeguard import (
     acceptable,
@@ -45,7 +47,7 @@ class Anderson(IterativeSolver):
         ridge: relative to the unit columns; at least 10 machine epsilons are used.
 
     Raises:
-        ValueError: window is not a positive integer, or ridge is negative.
+        ValueError: window is not a positive integer, ridge negative or infinite.
 
     References: Anderson (1965); Walker and Ni, Anderson acceleration for fixed-point
     iterations (2011).
@@ -55,13 +57,14 @@ class Anderson(IterativeSolver):
     ridge: float = 1e-8
 
     def __post_init__(self):
-        w = self.window
-        if not isinstance(w, int) or isinstance(w, bool) or w < 1:
-            raise ValueError(f"Anderson: window must be a positive integer; got {w!r}")
-        if not self.ridge >= 0:
+        window = check_count("Anderson: window", self.window)
+        object.__setattr__(self, "window", window)
+        ridge = check_number("Anderson: ridge", self.ridge)
+        if not 0 <= ridge < math.inf:
             raise ValueError(
-                f"Anderson: ridge must not be negative; got {self.ridge!r}"
+                f"Anderson: ridge must not be negative or infinite; got {self.ridge!r}"
             )
+        object.__setattr__(self, "ridge", ridge)
 
     def init(self, problem, z):
         r = problem.residual(z)

@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
+from ibnn_jax.core.options import check_count
 from ibnn_jax.core.solver import IterativeSolver
 from ibnn_jax.solvers.safeguard import (
     acceptable,
@@ -51,9 +52,8 @@ class Broyden(IterativeSolver):
     memory: int = 20
 
     def __post_init__(self):
-        m = self.memory
-        if not isinstance(m, int) or isinstance(m, bool) or m < 1:
-            raise ValueError(f"Broyden: memory must be a positive integer; got {m!r}")
+        memory = check_count("Broyden: memory", self.memory)
+        object.__setattr__(self, "memory", memory)
 
     def init(self, problem, z):
         r = problem.residual(z)

@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
+from ibnn_jax.core.options import check_between
 from ibnn_jax.core.solver import IterativeSolver
 
 
@@ -53,14 +54,11 @@ class GradientDescent(IterativeSolver):
     shrink: float = 0.8
 
     def __post_init__(self):
-        if not 0 < self.armijo <= 0.5:
-            raise ValueError(
-                f"GradientDescent: armijo must be in (0, 0.5]; got {self.armijo!r}"
-            )
-        if not 0 < self.shrink < 1:
-            raise ValueError(
-                f"GradientDescent: shrink must be in (0, 1); got {self.shrink!r}"
-            )
+        name = "GradientDescent: armijo"
+        armijo = check_between(name, self.armijo, 0, 0.5, closed=True)
+        object.__setattr__(self, "armijo", armijo)
+        shrink = check_between("GradientDescent: shrink", self.shrink, 0, 1)
+        object.__setattr__(self, "shrink", shrink)
 
     def init(self, problem, z):
         return _State(z, problem.residual(z), problem.shortest_step)

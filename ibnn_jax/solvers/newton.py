@@ -1,7 +1,7 @@
 """Newton's method with an iterative linear solve."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from ibnn_jax.core.batching import select
 from ibnn_jax.core.iterate import Simple
 from ibnn_jax.core.linear_solve import linear_solve
+from ibnn_jax.core.options import check_between, check_count
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solver import IterativeSolver
 
@@ -39,6 +40,9 @@ class Newton(IterativeSolver):
         linear_steps: most steps of an inner solve.
         cuts: most reductions of one step.
 
+    Raises:
+        ValueError: linear_tol not in (0, 1), or a count that is no whole number.
+
     Reference: Nocedal and Wright, Numerical Optimization (2006), chapter 7; for the
     descent, Yuille and Rangarajan, The concave-convex procedure (2003).
     """
@@ -46,6 +50,15 @@ class Newton(IterativeSolver):
     linear_tol: float = 1e-3
     linear_steps: int = 200
     cuts: int = 8
+
+    patience: ClassVar[int] = 10
+
+    def __post_init__(self):
+        tol = check_between("Newton: linear_tol", self.linear_tol, 0, 1)
+        object.__setattr__(self, "linear_tol", tol)
+        for name in ("linear_steps", "cuts"):
+            count = check_count(f"Newton: {name}", getattr(self, name))
+            object.__setattr__(self, name, count)
 
     def init(self, problem, z):
         return Simple(z, problem.residual(z))

@@ -1,9 +1,9 @@
 """Damped Picard iteration: the simplest solver."""
 
 from dataclasses import dataclass
-from numbers import Real
 
 from ibnn_jax.core.iterate import Simple
+from ibnn_jax.core.options import check_between
 from ibnn_jax.core.solver import IterativeSolver
 
 
@@ -43,13 +43,11 @@ class Picard(IterativeSolver):
     damping: float | str = "auto"
 
     def __post_init__(self):
-        a = self.damping
-        if a == "auto":
+        if isinstance(self.damping, str) and self.damping == "auto":
             return
-        if not isinstance(a, Real) or isinstance(a, bool) or not 0 < a <= 1:
-            raise ValueError(
-                f'Picard: damping must be "auto" or a number in (0, 1]; got {a!r}'
-            )
+        name = 'Picard: damping, if not "auto",'
+        damping = check_between(name, self.damping, 0, 1, closed=True)
+        object.__setattr__(self, "damping", damping)
 
     def init(self, problem, z):
         return Simple(z, problem.residual(z))

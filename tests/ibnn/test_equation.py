@@ -166,7 +166,7 @@ Y = np.zeros((2, 8, 8, 3), np.float32)
     (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), trace=True), "trace"),
     (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), adjoint="implicit"), "adjoint"),
     (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), adjoint=ib.Unrolled()), "MeanField"),
-    (lambda: ib.Phantom(0), "k >= 1"),
+    (lambda: ib.Phantom(0), "at least 1"),
     (lambda: ib.MeanField(cells=(3,)), "at least 4"),
     (lambda: ib.MeanField(cells=(16, 8)), "increasing"),
     (lambda: ib.energy(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),

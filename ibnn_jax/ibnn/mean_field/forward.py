@@ -21,6 +21,7 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     bias_of,
     solve_with_cells,
     threshold_of,
+    wanted_of,
 )
 from ibnn_jax.solvers.newton import Newton
 
@@ -80,7 +81,12 @@ class Forward:
         attempt = state.attempt
         z = problem.y - problem.lam * attempt.bias
         ran = Run(z, attempt.residual, attempt.steps, None)
-        solution = package(problem, self.valid, ran, threshold)
+        # Equal neurons are returned as they are, others to half an epsilon.
+        largest = jnp.abs(self.setting.span.centre) + self.setting.span.radius
+        eps = float(jnp.finfo(z.dtype).eps)
+        lost = jnp.where(self.setting.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
+        resolved = problem.resolves(lost, self.setting.tol, self.setting.span)
+        solution = package(problem, self.valid, ran, threshold, resolved)
         return solution, Residuals(attempt, points, state.later, state.number)
 
     @property
@@ -126,7 +132,7 @@ class Forward:
                 self._pairwise,
                 attempt,
                 self.problem,
-                self.threshold,
+                wanted_of(self.problem, self.setting.tol, self.setting.span),
                 side=self.problem.y.shape[1],
             )
         return _State(attempt, solved, number)
@@ -159,6 +165,9 @@ class Forward:
         newton = Newton(linear_tol=LINEAR_TOL)
         ran = run(newton, problem, start, threshold, self.setting.max_steps)
         bias = bias_of(problem, problem.y - ran.z, problem.op.bias(ran.z, problem.p))
-        resolved = jnp.ones_like(attempt.resolved)
-        steps = attempt.steps + ran.steps
-        return Attempt(bias, attempt.slope, ran.residual, resolved, steps)
+        return attempt._replace(
+            bias=bias,
+            residual=ran.residual,
+            resolved=jnp.ones_like(attempt.resolved),
+            steps=attempt.steps + ran.steps,
+        )

@@ -13,6 +13,7 @@ from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field.forward import Residuals
 from ibnn_jax.ibnn.mean_field.reduced import (
+    WIDTHS,
     Setting,
     bias_by_p,
     rebuild_points,
@@ -21,6 +22,9 @@ from ibnn_jax.ibnn.mean_field.reduced import (
 
 if TYPE_CHECKING:
     from ibnn_jax.ibnn.mean_field.solver import MeanField
+
+# As WIDTHS, for dB / dp, whose kernel x sech^2 x turns faster
+WIDTHS_BY_P = 1
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,16 @@ class Pullback:
     options: LinearSettings
 
     def apply(self, v: Float[Array, "G n"]) -> IBNNProblem:
-        """The cotangents of y, lam and p, in the form of a problem."""
+        """The cotangents of y, lam and p, in the form of a problem.
+
+        H 1 = 1 and sum_i u_i = sum_i v_i, so only v - mean(v) is solved for. And
+        sum_i B_i = sum_i dB_i / dp = 0, so the mean of u has no part in the sums for
+        lam and p, where it would multiply the errors of B and dB / dp.
+        """
         attempt, problem = self.residuals.attempt, self.setting.problem
         valid = self.valid & jnp.isfinite(attempt.residual)
+        level = v.mean(-1, keepdims=True)
+        v = v - level
         u, ok = reduced_adjoint(
             self.setting, attempt, self.residuals.points, v, self.options
         )
@@ -53,13 +64,15 @@ class Pullback:
         if not self.small and self.options.max_relative_residual < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
+        u = u - u.mean(-1, keepdims=True)
+
         def total(f):
             return -(u * f).sum(-1, keepdims=True)
 
-        # On its own, so that XLA leaves it out where no gradient of p is asked for.
+        # Each on its own, so that XLA leaves out what no gradient is asked for.
         by_p = total(self._bias_by_p(valid, exact))
-        by_lam = total(attempt.bias)
-        gradient = IBNNProblem(u, by_lam, problem.lam * by_p, problem.op)
+        by_lam = total(self._bias(valid & ~exact))
+        gradient = IBNNProblem(u + level, by_lam, problem.lam * by_p, problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
     @property
@@ -100,24 +113,46 @@ class Pullback:
         options = self.options
         if options.tol is None:
             options = replace(options, tol=1e-4)  # as exact as z is
-        z = problem.y - problem.lam * bias
-        return solve_adjoint(problem, z, v, options).value
+        return solve_adjoint(problem, _centred_z(problem, bias), v, options).value
+
+    def _bias(self, on_points) -> Float[Array, "G n"]:
+        """B at the neurons; over pairs where the points do not resolve it.
+
+        Where lam is small they need not for z, but do for the sum for lam.
+        """
+        attempt, n = self.residuals.attempt, self.setting.problem.y.shape[1]
+        if not self.small:
+            return attempt.bias
+
+        def pairwise(bias, problem):
+            return problem.op.bias(_centred_z(problem, bias), problem.p)
+
+        mask = on_points & (attempt.widths > WIDTHS)
+        return run_where(mask, pairwise, attempt.bias, self.setting.problem, side=n)
 
     def _bias_by_p(self, valid, exact) -> Float[Array, "G n"]:
-        """dB/dp at the neurons, from the points that served each group."""
+        """dB/dp at the neurons, from the points that served each group, or over pairs
+        where they do not resolve it.
+        """
         problem, span = self.setting.problem, self.setting.span
 
         def on_points(_, problem, span, z):
             return bias_by_p(problem, span, rebuild_points(problem, span, z))
 
         def pairwise(_, problem, bias):
-            slope, z = problem.op.sigma.derivative, problem.y - problem.lam * bias
+            slope, z = problem.op.sigma.derivative, _centred_z(problem, bias)
             return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
         by_p = bias_by_p(problem, span, self.residuals.points)
         for mask, z in self._later(valid):
             by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
         if self.small:
-            operands, side = (problem, self.residuals.attempt.bias), by_p.shape[1]
-            by_p = run_where(exact, pairwise, by_p, *operands, side=side)
+            attempt, side = self.residuals.attempt, by_p.shape[1]
+            mask = exact | (valid & (attempt.widths > WIDTHS_BY_P))
+            by_p = run_where(mask, pairwise, by_p, problem, attempt.bias, side=side)
         return by_p
+
+
+def _centred_z(problem: IBNNProblem, bias) -> Float[Array, "G n"]:
+    """z of the centred problem, whose small numbers round less."""
+    return problem.centred()[0].y - problem.lam * bias

@@ -22,9 +22,9 @@ from ibnn_jax.solvers.newton import Newton
 
 # Of Newton's inner solves: the starts are good, and the tolerance is not tight
 LINEAR_TOL = 0.05
-# 1 / p that a cell may span in z; on trained activations attempts of a small enough
-# residual have 3 at most
-WIDTHS = 10
+# 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
+# activations attempts of a small enough residual have 3 at most
+WIDTHS = 4
 # Of Newton on the points: past it weightless ones go in circles, or rounding holds all
 # of them up
 MOST_STEPS = 30
@@ -76,7 +76,8 @@ class Attempt(NamedTuple):
     bias: Float[Array, "G n"]
     slope: Float[Array, "G n"]
     residual: Float[Array, "G"]
-    resolved: Bool[Array, "G"]  # whether its cells are fine enough for derivatives
+    resolved: Bool[Array, "G"]  # whether its cells are fine enough for the adjoint
+    widths: Float[Array, "G"]  # the most 1 / p that a cell spans in z
     steps: Array
 
     def meets(self, threshold: Float[Array, "G"]) -> Bool[Array, "G"]:
@@ -85,15 +86,20 @@ class Attempt(NamedTuple):
 
 
 def threshold_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "G"]:
-    """The residual that is accepted: `problem.tolerance`, and at most 200 tol / p.
+    """The residual that is accepted: `problem.tolerance`, and at most 50 tol / p.
 
     sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide
     y, would leave nothing of the gradient. Rounding may forbid the second.
     """
-    least = 4 * _rounding(problem, span.radius[:, 0])
-    return jnp.minimum(
-        problem.tolerance(tol, span), jnp.maximum(200 * tol / problem.p[:, 0], least)
-    )
+    wanted = wanted_of(problem, tol, span)
+    steep = (1 + jnp.abs(problem.lam) * problem.p)[:, 0]
+    least = 4 * _rounding(steep, span.radius[:, 0])
+    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(wanted, least))
+
+
+def wanted_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "G"]:
+    """`threshold_of`, did numbers not round."""
+    return jnp.minimum(problem.tolerance(tol, span), 50 * tol / problem.p[:, 0])
 
 
 class Setting(NamedTuple):
@@ -116,8 +122,9 @@ def solve_with_cells(
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     residual = ran.residual + _error(problem, points)
-    resolved = _resolved(problem, points)
-    return Attempt(bias, slope, residual, resolved, ran.steps), points
+    widths = _widths(problem, points)
+    resolved = _resolved(problem, widths)
+    return Attempt(bias, slope, residual, resolved, widths, ran.steps), points
 
 
 def rebuild_points(
@@ -191,7 +198,7 @@ def bias_of(problem: IBNNProblem, shift, bias):
     z = y - lam B then gives z back, where B(z) would add lam times its error.
     """
     lam = problem.lam
-    large = jnp.abs(lam) * problem.p > 0.1
+    large = jnp.abs(lam) * problem.p > 1
     return jnp.where(large, shift / jnp.where(lam == 0, 1, lam), bias)
 
 
@@ -218,28 +225,32 @@ def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
     predicted = quadrature.inside(quadrature.points) - lam * bias
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
     interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
-    rounding = _rounding(problem, jnp.abs(points.cells.nodes).max(-1))
+    lipschitz = 1 + jnp.abs(1 - y1).max(-1)  # 1 + |lam| d
+    rounding = _rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
     return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
 
 
-def _rounding(problem: IBNNProblem, radius: Float[Array, "G"]) -> Float[Array, "G"]:
-    """What rounding makes of a residual, for neurons within the radius."""
-    lam, p = problem.lam[:, 0], problem.p[:, 0]
-    return 8 * jnp.finfo(p.dtype).eps * ((1 + jnp.abs(lam) * p) * radius)
+def _rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
+    """What rounding makes of a residual of slope `steep`, for z within the radius."""
+    return 8 * float(jnp.finfo(radius.dtype).eps) * steep * radius
 
 
-def _resolved(problem: IBNNProblem, points: Points) -> Bool[Array, "G"]:
-    """Whether the cells are fine enough for derivatives.
+def _widths(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
+    """The extent in z of the largest occupied cell, in widths 1 / p of the kernel."""
+    widths = problem.p * jnp.diff(points.at_nodes)
+    return jnp.where(points.quadrature.occupied, widths, 0).max(-1)
 
-    Where lam is small beside the tolerance any z will do, but not any derivative: that
-    errs by some 0.0015 |lam| p times the square of a cell's extent in widths 1 / p of
-    the kernel, once there are more than WIDTHS. Past the bound, where T jumps, no cells
-    are fine enough, and that counts as enough.
+
+def _resolved(problem: IBNNProblem, widths: Float[Array, "G"]) -> Bool[Array, "G"]:
+    """Whether the cells are fine enough for the adjoint.
+
+    Where lam is small beside the tolerance any z will do, but not any adjoint: that
+    errs by some 0.0015 |lam| p widths^2 once there are more than WIDTHS, and 0.6% are
+    accepted. Past the bound, where T jumps, no cells are fine enough, and that counts
+    as enough.
     """
     strength = (jnp.abs(problem.lam) * problem.p)[:, 0]
-    widths = problem.p * jnp.diff(points.at_nodes)
-    widths = jnp.where(points.quadrature.occupied, widths, 0).max(-1)
-    return (widths < WIDTHS) | (strength * widths**2 < 30) | ~problem.unique
+    return (widths < WIDTHS) | (strength * widths**2 < 4) | ~problem.unique
 
 
 def reduced_adjoint(

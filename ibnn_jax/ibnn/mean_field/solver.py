@@ -20,11 +20,13 @@ s_i = T'(y_i),
 where x solves the adjoint system of the points for the right-hand side b.
 """
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ibnn_jax.core.batching import in_blocks, merge_vmap, on_cpu
+from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
 from ibnn_jax.ibnn.mean_field.pallas import per_group
@@ -41,8 +43,8 @@ class MeanField(AbstractSolver):
 
     For Uniform couplings. The reported residual is that of the points plus the
     estimated errors of the quadrature and of the interpolation, so it speaks of the
-    equation of the neurons. It has to be below tol (1 + max|y| + |lam|) and below
-    200 tol / p, unless that is beyond rounding. Groups whose estimate exceeds the
+    equation of the neurons. It has to be within the tolerance of `solve` and below
+    50 tol / p, unless that is beyond rounding. Groups whose estimate exceeds the
     tolerance (inputs spread over many widths 1/p, or T steep next to the uniqueness
     bound) are solved again with more cells. Those that miss it every time are finished
     by pairwise Newton, at O(n^2) per step: always for these groups only.
@@ -62,7 +64,8 @@ class MeanField(AbstractSolver):
             leaves them to XLA, as on other devices.
 
     Raises:
-        ValueError: cells empty, not increasing, or less than 4.
+        ValueError: cells empty, not increasing, or less than 4; default_tol not
+            positive; pairwise_max_size not a whole number of at least 1.
     """
 
     cells: tuple[int, ...] | None = None
@@ -81,6 +84,17 @@ class MeanField(AbstractSolver):
                 "MeanField: cells must be increasing numbers, the first at least 4; "
                 f"got {self.cells}"
             )
+        options = {
+            "default_tol": check_between(
+                "MeanField: default_tol", self.default_tol, 0, math.inf
+            ),
+            "pairwise_max_size": check_count(
+                "MeanField: pairwise_max_size", self.pairwise_max_size, least=0
+            ),
+            "kernels": check_flag("MeanField: kernels", self.kernels),
+        }
+        for name, value in options.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def at_the_bound(cls) -> "MeanField":

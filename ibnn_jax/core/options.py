@@ -1,0 +1,68 @@
+"""Numbers given as options: concrete ones of numpy and JAX become Python's, others are
+refused when given.
+"""
+
+import math
+
+import jax
+
+
+def check_tol(tol, name: str = "tol") -> float | None:
+    """tol as a float; ValueError where it is not a positive number."""
+    if tol is None:
+        return None
+    number = check_number(name, tol, " or None")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive; got {tol}")
+    return number
+
+
+def check_steps(name: str, steps) -> int | None:
+    """steps as an int; ValueError where it is not a whole number of at least 1."""
+    return None if steps is None else check_count(name, steps, " or None")
+
+
+def check_count(name: str, count, otherwise: str = "", least: int = 1) -> int:
+    """count as an int; ValueError where it is no whole number, or less than least."""
+    number = _plain(count)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"{name} must be a whole number{otherwise}; got {count!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")
+    return number
+
+
+def check_number(name: str, number, otherwise: str = "") -> float:
+    """number as a float; ValueError where it is no number, or NaN."""
+    plain = _plain(number)
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)):
+        raise ValueError(f"{name} must be a number{otherwise}; got {number!r}")
+    if math.isnan(plain):
+        raise ValueError(f"{name} must be a number{otherwise}; got nan")
+    return float(plain)
+
+
+def check_flag(name: str, flag) -> bool:
+    """flag as a bool; ValueError where it is none."""
+    plain = _plain(flag)
+    if not isinstance(plain, bool):
+        raise ValueError(f"{name} must be True or False; got {flag!r}")
+    return plain
+
+
+def check_between(
+    name: str, number, low: float, high: float, *, closed: bool = False
+) -> float:
+    """number as a float in (low, high), or (low, high] if closed; else ValueError."""
+    plain = check_number(name, number)
+    if not (low < plain < high or (closed and plain == high)):
+        end = "]" if closed else ")"
+        raise ValueError(f"{name} must be in ({low}, {high}{end}; got {number!r}")
+    return plain
+
+
+def _plain(number):
+    """A Python number from a concrete one of numpy or JAX; others as they are."""
+    if isinstance(number, jax.core.Tracer) or not hasattr(number, "item"):
+        return number
+    return number.item() if number.ndim == 0 else number
