@@ -155,8 +155,9 @@ def bicgstab(
     """Solve A x = b per group from x = 0, for a general A.
 
     Where the recurrence comes close to breaking down, and a long step would drown x in
-    rounding, it takes a step of least residual instead and starts again from there.
-    The x of the smallest residual is returned.
+    rounding, it takes a step of least residual instead and starts again from there,
+    with another shadow residual: A r may be orthogonal to r. The x of the smallest
+    residual is returned.
 
     Reference: van der Vorst, Bi-CGSTAB (1992), preconditioned by the diagonal.
     """
@@ -185,9 +186,11 @@ def bicgstab(
         beta = over(new_rho, rho)[:, None] * over(alpha, omega)
         size = jnp.sqrt(dot(shadow, shadow) * dot(r, r))
         broken = weak | ~(jnp.abs(new_rho) > WEAK * size) | (omega[:, 0] == 0)
-        shadow = jnp.where(broken[:, None], r, shadow)
+        turned = r + over(jnp.sqrt(dot(r, r)), jnp.sqrt(dot(ad, ad)))[:, None] * ad
+        restart = jnp.where(weak[:, None], turned, r)
+        shadow = jnp.where(broken[:, None], restart, shadow)
         d = jnp.where(broken[:, None], r, r + beta * (d - omega * ad))
-        rho = jnp.where(broken, dot(r, r), new_rho)
+        rho = jnp.where(broken, dot(restart, r), new_rho)
         norm = jnp.abs(r).max(-1)
         better = active & (norm < best)
         best = jnp.where(better, norm, best)

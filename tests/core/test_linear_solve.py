@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibnn_jax.core.linear_solve import conjugate_gradient
+from ibnn_jax.core.linear_solve import bicgstab, conjugate_gradient
 
 
 def systems(weight):
@@ -73,3 +73,28 @@ def test_negative_curvature_stops_a_group_and_says_so():
     matrix = matrix.at[1].set(-matrix[1])
     found = solved(matrix, b, jnp.abs(inverse_diagonal))
     assert list(found.ok) == [True, False, True] and found.steps[1] == 0
+
+
+@pytest.mark.parametrize("corner", [0.0, 1e-7, 0.5])
+def test_bicgstab_passes_breakdowns_in_float32(corner):
+    """A b is orthogonal to b, or nearly: a step along it would be endless."""
+    rng = np.random.default_rng(0)
+    matrix = np.eye(6) + 0.1 * rng.normal(size=(3, 6, 6))
+    matrix[:, :2, :] = 0
+    matrix[:, :, :2] = 0
+    matrix[:, :2, :2] = [[corner, 1.0], [-1.0, 2.0]]
+    b = np.zeros((3, 6))
+    b[:, 0] = 1
+    b[1:] += [[0] * 6, rng.normal(size=6)]
+    matrix, b = (jnp.asarray(x, jnp.float32) for x in (matrix, b))
+    found = bicgstab(
+        lambda v: jnp.einsum("gij,gj->gi", matrix, v),
+        b,
+        jnp.ones_like(b),
+        tol=jnp.full(3, 1e-5),
+        max_steps=50,
+        active=jnp.ones(3, bool),
+    )
+    assert found.ok.all() and (found.steps < 20).all()
+    exact = np.linalg.solve(np.float64(matrix), np.float64(b)[:, :, None])[:, :, 0]
+    np.testing.assert_allclose(found.x, exact, atol=1e-4)

@@ -121,6 +121,14 @@ def test_gradients_agree_with_the_dense_system(draws, gamma, name):
     )
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 0.99])
+def test_float32_ends_converged_where_rounding_allows(draws, gamma):
+    for system in (draws.system, draws.worst):
+        A, u, eta = (jnp.asarray(x, jnp.float32) for x in system(20, gamma, rows=200))
+        solution = nemon.solve(A, u, eta=eta, max_steps=50)
+        assert solution.stats.converged.all()
+
+
 def test_tiny_cotangents_are_not_lost(draws):
     A, u, eta = (jnp.asarray(x, jnp.float32) for x in draws.system(7, 0.0))
 
