@@ -1,6 +1,6 @@
 # make demo    5 networks with implicit bias beside 5 standard ones, in a few minutes
 # make test    the tests
-# make lint    format, lint
+# make lint    format, lint, types
 # make docs    the documentation, in site/
 # Each makes its own environment, in VENV, the first time.
 
@@ -33,6 +33,8 @@ quick: $(VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m pip install -q 'pyright[nodejs]'
+	$(VENV)/bin/python -m pyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict

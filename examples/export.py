@@ -1,4 +1,7 @@
-"""A trained network as one file that runs without this library, by `jax.export`."""
+"""A trained network as one file that runs without this library, by `jax.export`.
+
+Writing the file needs `pip install flatbuffers`.
+"""
 
 import argparse
 from pathlib import Path

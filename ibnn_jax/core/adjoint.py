@@ -30,7 +30,7 @@ from ibnn_jax.core.options import (
 )
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.core.solution import Solution, Stats
-from ibnn_jax.core.solver import SolveSettings
+from ibnn_jax.core.solver import IterativeSolver, SolveSettings
 
 
 class AbstractAdjoint(ABC):
@@ -126,8 +126,10 @@ class Unrolled(AbstractAdjoint):
 
     def apply(self, settings, problem, start=None):
         steps = settings.max_steps if self.max_steps is None else self.max_steps
-        settings = SolveSettings(settings.solver, settings.tol, steps)
-        return iterate(settings.solver, problem, settings, start, unrolled=True)[0]
+        solver = settings.solver
+        assert isinstance(solver, IterativeSolver)  # `check` sees to it
+        settings = SolveSettings(solver, settings.tol, steps)
+        return iterate(solver, problem, settings, start, unrolled=True)[0]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ BLOCK = 1_000_000  # numbers of one array that a CPU treats together: they stay 
 FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # the same for the matrices of `run_where`
 
 F = TypeVar("F", bound=Callable)
+T = TypeVar("T")
 
 
 def platform() -> str:
@@ -32,7 +33,8 @@ def platform() -> str:
     does not change a size is chosen by `jax.lax.platform_dependent`, later.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    for device in (mesh.abstract_device, jax.config.jax_default_device):
+    default = jax.config.jax_default_device  # pyright: ignore
+    for device in (mesh.abstract_device, default):
         name = device if isinstance(device, str) else getattr(device, "platform", None)
         if name:
             return "gpu" if name in ("cuda", "rocm") else name
@@ -69,7 +71,7 @@ def full_precision(f: F) -> F:
     return wrapped  # type: ignore
 
 
-def select(mask: Bool[Array, "G"], new, old):
+def select(mask: Bool[Array, "G"], new: T, old: T) -> T:
     """Per group, new where mask and old elsewhere.
 
     By jnp.where, so that a NaN in what is not taken cannot leak.

@@ -4,7 +4,7 @@ refused when given.
 
 import math
 
-import jax
+from jax.core import Tracer
 
 
 def check_tol(tol, name: str = "tol") -> float | None:
@@ -63,6 +63,6 @@ def check_between(
 
 def _plain(number):
     """A Python number from a concrete one of numpy or JAX; others as they are."""
-    if isinstance(number, jax.core.Tracer) or not hasattr(number, "item"):
+    if isinstance(number, Tracer) or not hasattr(number, "item"):
         return number
     return number.item() if number.ndim == 0 else number

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.ibnn import sigmas
@@ -135,11 +136,11 @@ class Dense:
             finite, or empty.
     """
 
-    w: Float[Array, "n n"]
+    w: Float[Array | np.ndarray, "n n"]
     sigma: Sigma
 
     def __init__(self, w, sigma: Sigma = sigmas.tanh):
-        self.w = w if isinstance(w, jax.core.Tracer) else _checked_weights(w)
+        self.w = w if isinstance(w, Tracer) else _checked_weights(w)
         self.sigma = sigma
 
     @classmethod
@@ -164,7 +165,7 @@ class Dense:
     @cached_property
     def negative(self) -> float | Array:
         """max(0, -smallest eigenvalue of w); its largest row sum where w is traced."""
-        if isinstance(self.w, jax.core.Tracer):
+        if isinstance(self.w, Tracer):
             return self.w.sum(-1).max()
         least = float(np.linalg.eigvalsh(np.asarray(self.w, np.float64)).min())
         rounding = 10 * len(self.w) * float(np.finfo(self.w.dtype).eps)
@@ -204,7 +205,7 @@ def check_coupling(coupling) -> None:
 
 def check_slope(p) -> None:
     """Raise ValueError where p is known and not positive everywhere."""
-    if isinstance(p, jax.core.Tracer):
+    if isinstance(p, Tracer):
         return
     p = np.asarray(p)
     if not (p > 0).all():

@@ -129,8 +129,8 @@ class IBNNProblem(AbstractProblem):
         """Groups that hold NaN or infinity, or p <= 0, become y = 0, lam = 0, p = 1."""
         total = sum(jnp.abs(x) for x in (*self.span(), self.lam, self.p))
         valid = (jnp.isfinite(total) & (self.p > 0))[:, 0]
-        parts = replace_where(~valid, (0, 0, 1), self.y, self.lam, self.p)
-        return IBNNProblem(*parts, self.op), valid
+        y, lam, p = replace_where(~valid, (0, 0, 1), self.y, self.lam, self.p)
+        return IBNNProblem(y, lam, p, self.op), valid
 
     def span(self) -> Span:
         """The range of y."""

@@ -9,8 +9,9 @@ G groups do not see each other; `ibnn_jax.ibnn.couplings` says which neurons for
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from math import prod
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,13 @@ class Operator(ABC):
     shape: tuple[int, ...]  # the sizes of the coupled axes; n is their product
     # w is symmetric in the inner product sum_i weight_i a_i b_i
     weight: float | Array = 1.0
+    # max_i sum_k w_ik, at most 1 for Uniform and Window
+    row_sum: float | Array = 1.0
     # max(0, -smallest eigenvalue of w), or a bound on it
     negative: float | Array = 0.0
 
     @abstractmethod
-    def _pair_sum(self, f: Pair, z, p, v):
+    def _pair_sum(self, f: Pair, z, p, v) -> Array:
         """`pair_sum` without its safeguard."""
 
     def pair_sum(
@@ -53,11 +56,6 @@ class Operator(ABC):
     @abstractmethod
     def average(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
         """sum_k w_ik v_k / sum_k w_ik, the mean that i sees; v_i where w_i = 0."""
-
-    @property
-    @abstractmethod
-    def row_sum(self) -> float | Array:
-        """max_i sum_k w_ik, at most 1 for Uniform and Window."""
 
     @property
     def psd(self) -> bool:
@@ -90,7 +88,7 @@ class Operator(ABC):
         return prod(self.shape)
 
     @abstractmethod
-    def _kept(self, z, p):
+    def _kept(self, z, p) -> tuple[Array, Callable[[Array], Array]]:
         """`linearised` with the numbers of K in memory."""
 
     def potential(self, z, p) -> Float[Array, "G"]:
@@ -115,7 +113,6 @@ class Operator(ABC):
 class UniformOperator(Operator):
     shape: tuple[int, ...]
     sigma: Sigma
-    row_sum = 1.0
 
     def _pair_sum(self, f, z, p, v):
         # XLA fuses this into the reduction.
@@ -142,7 +139,6 @@ class WindowOperator(Operator):
     shape: tuple[int, int]
     size: tuple[int, int]
     sigma: Sigma
-    row_sum = 1.0
 
     @property
     def negative(self) -> float:  # type: ignore[override]
@@ -187,13 +183,13 @@ class WindowOperator(Operator):
 
         def apply(v):
             pairs = zip(kernels, self._neighbours(v))
-            total = sum(kernel * neighbour for kernel, (neighbour, _) in pairs)
-            return total.reshape(v.shape)
+            terms = (kernel * neighbour for kernel, (neighbour, _) in pairs)
+            return reduce(add, terms).reshape(v.shape)
 
-        return sum(kernels).reshape(z.shape), apply
+        return reduce(add, kernels).reshape(z.shape), apply
 
     def average(self, v):
-        total = sum(neighbour for neighbour, _ in self._neighbours(v))
+        total = reduce(add, (neighbour for neighbour, _ in self._neighbours(v)))
         count = sum(
             inside.astype(v.dtype)
             for _, inside in self._neighbours(jnp.ones((1, v.shape[1])))
@@ -208,13 +204,13 @@ class WindowOperator(Operator):
 )
 @dataclass(frozen=True)
 class DenseOperator(Operator):
-    w: Float[Array, "n n"]
+    w: Float[Array | np.ndarray, "n n"]
     shape: tuple[int, ...]
     sigma: Sigma
     negative: float | Array
 
     @property
-    def row_sum(self):
+    def row_sum(self) -> Array:  # type: ignore[override]
         return self.w.sum(-1).max()
 
     def _pair_sum(self, f, z, p, v):
@@ -226,7 +222,7 @@ class DenseOperator(Operator):
         return terms.sum(-1)
 
     def _kept(self, z, p):
-        kernel = self.w.astype(z.dtype)[None] * _slopes(self.sigma, z, p)
+        kernel = _slopes(self.sigma, z, p) * self.w.astype(z.dtype)[None]
         return kernel.sum(-1), partial(product, kernel)
 
     def average(self, v):
@@ -252,7 +248,6 @@ class PointsOperator(Operator):
     sigma: Sigma
     weight: Float[Array, "G k"]
     product: Callable[[Array, Array], Array] = product
-    row_sum = 1.0
 
     def pair_sum(self, f, z, p, v=None):
         # Few enough to keep what does not change, here and in `linearised`.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from ibnn_jax.core.batching import explicit_spec
@@ -34,15 +35,15 @@ def over_mesh(local: Local, y, lam, p, coupling: Coupling, start) -> Solution:
         if spec[axis] is not None:
             raise ValueError(
                 f"axis {axis} of y {y.shape} is coupled and sharded over "
-                f"{spec[axis]!r}: a group has to lie on one device. Shard the batch, or "
-                "gather the axis first: jax.sharding.reshard(y, spec)"
+                f"{spec[axis]!r}: a group has to lie on one device. Shard the batch, "
+                "or gather the axis first: jax.sharding.reshard(y, spec)"
             )
     groups = PartitionSpec(*(s for a, s in enumerate(spec) if a not in coupled))
     lam, lam_spec = _beside(lam, y, spec)
     p, p_spec = _beside(p, y, spec)
     # A traced w has to come in as an argument; a known one keeps its eigenvalues.
     w = coupling.w if isinstance(coupling, Dense) else None
-    w = w if isinstance(w, jax.core.Tracer) else None
+    w = w if isinstance(w, Tracer) else None
 
     def on_device(y, lam, p, w, start):
         mine = coupling if w is None else Dense.unchecked(w, coupling.sigma)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -89,16 +89,40 @@ def solve(
     return solution
 
 
+class _Options(TypedDict, total=False):
+    """What all overloads of `implicit_bias` take."""
+
+    solver: AbstractSolver | str
+    adjoint: AbstractAdjoint | None
+    tol: float | None
+    max_steps: int | None
+    start: Array | None
+
+
 @overload
 def implicit_bias(
-    y, lam, p, coupling: Coupling, *, return_solution: Literal[True], **options
+    y,
+    lam,
+    p,
+    coupling: Coupling,
+    *,
+    return_solution: Literal[True],
+    **options: Unpack[_Options],
 ) -> Solution: ...
 @overload
 def implicit_bias(
-    y, lam, p, coupling: Coupling, *, has_stats: Literal[True], **options
+    y,
+    lam,
+    p,
+    coupling: Coupling,
+    *,
+    has_stats: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Array, Stats]: ...
 @overload
-def implicit_bias(y, lam, p, coupling: Coupling, **options) -> Array: ...
+def implicit_bias(
+    y, lam, p, coupling: Coupling, **options: Unpack[_Options]
+) -> Array: ...
 def implicit_bias(
     y: Float[Array, "..."],
     lam,
@@ -296,7 +320,7 @@ def default_solver(
     return MeanField.at_the_bound() if at_the_bound else MeanField()
 
 
-def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start):
+def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start) -> AbstractSolver:
     """The solver that "auto" stands for, or the one given."""
     if isinstance(solver, str) and solver == "auto":
         if start is not None:
@@ -307,7 +331,7 @@ def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start):
             "MeanField does not step on the neurons, so it takes no start. "
             "Use solver=Newton()"
         )
-    return solver
+    return cast(AbstractSolver, solver)  # `settings_for` refuses anything else
 
 
 def _check_same_shape(name, a, other, b) -> None:

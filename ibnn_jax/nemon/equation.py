@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float
 
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
@@ -136,11 +137,10 @@ def bind(
     dtype = jnp.promote_types(jnp.promote_types(u.dtype, matrix.dtype), jnp.float32)
     matrix = matrix.astype(dtype)
     eta = _weights(eta, matrix, dtype)
-    if certified is None:
-        certified = matrix.measure(eta) < 1
+    unique = matrix.measure(eta) < 1 if certified is None else jnp.asarray(certified)
     rows = u.astype(dtype).reshape(-1, prod(event))
     eta = jnp.tile(eta, prod(event[:-1]))
-    return NEMONProblem(matrix, rows, eta, jnp.asarray(certified), activation)
+    return NEMONProblem(matrix, rows, eta, unique, activation)
 
 
 def _weights(eta, matrix: AbstractMatrix, dtype) -> Float[Array, "c"]:
@@ -149,6 +149,6 @@ def _weights(eta, matrix: AbstractMatrix, dtype) -> Float[Array, "c"]:
         return best_weights(matrix.summary())
     if jnp.shape(eta) != (size,):
         raise ValueError(f"eta must be [{size}]; got {list(jnp.shape(eta))}")
-    if not isinstance(eta, jax.core.Tracer) and not (np.asarray(eta) > 0).all():
+    if not isinstance(eta, Tracer) and not (np.asarray(eta) > 0).all():
         raise ValueError("eta must be positive")
     return jax.lax.stop_gradient(jnp.asarray(eta, dtype))

@@ -45,7 +45,7 @@ class AbstractMatrix(ABC):
 
     @property
     @abstractmethod
-    def dtype(self):
+    def dtype(self) -> jnp.dtype:
         """The precision."""
 
     def measure(self, eta: Float[Array, "c"]) -> Float[Array, ""]:

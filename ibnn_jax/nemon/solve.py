@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +133,13 @@ def differentiable(problem: NEMONProblem, solver, adjoint, tol, max_steps) -> So
     return core.fixed_point(problem, solver, adjoint, tol=tol, max_steps=max_steps)
 
 
-def resolve(solver: AbstractSolver | str, max_steps: int | None):
+def resolve(
+    solver: AbstractSolver | str, max_steps: int | None
+) -> tuple[AbstractSolver, int]:
     """(the solver, the most steps) that the options stand for."""
-    solver = Newton() if isinstance(solver, str) and solver == "auto" else solver
-    return solver, MAX_STEPS if max_steps is None else max_steps
+    chosen = Newton() if isinstance(solver, str) and solver == "auto" else solver
+    steps = MAX_STEPS if max_steps is None else max_steps
+    return cast(AbstractSolver, chosen), steps  # another string is refused later
 
 
 def unflatten(solution: Solution, problem: NEMONProblem, u) -> Solution:

@@ -44,6 +44,7 @@ class ForwardBackward(IterativeSolver):
 
     def step(self, problem, state, active, unrolled):
         _check_problem(self, problem)
+        assert isinstance(problem, NEMONProblem)
         z, _ = state
         z = jax.nn.relu(z - self.alpha * (z - problem.A.apply(z) - problem.u))
         return self.init(problem, z)

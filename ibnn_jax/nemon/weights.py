@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import full_precision
@@ -146,7 +147,7 @@ def monotone(
 
 def check_gamma(gamma) -> None:
     """Refuse a gamma that is known and not below 1."""
-    if not isinstance(gamma, jax.core.Tracer) and not (np.asarray(gamma) < 1).all():
+    if not isinstance(gamma, Tracer) and not (np.asarray(gamma) < 1).all():
         raise ValueError(f"gamma must be below 1, or z is not unique; got {gamma}")
 
 

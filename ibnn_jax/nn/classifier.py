@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax import nemon
 from ibnn_jax.core.solution import Stats
-from ibnn_jax.nn.nemon import NEMON, DenseEquilibrium
+from ibnn_jax.nn.nemon import NEMON
 from ibnn_jax.nn.recipe import saveable
 
 
@@ -40,7 +41,7 @@ class EquilibriumClassifier(nnx.Module):
         classes: int,
         *,
         features: int = 100,
-        layer: Callable[..., DenseEquilibrium] = NEMON,
+        layer: Callable[..., Any] = NEMON,
         rngs: nnx.Rngs,
     ):
         self.layer = layer(prod(image_shape), features, rngs=rngs)
@@ -74,11 +75,11 @@ class EquilibriumClassifier(nnx.Module):
 
         Differentiable: a loss on these margins is certified training.
         """
+        assert self.readout.bias is not None
         x = _flat(images)
         lo, hi = jnp.clip(x - eps, 0, 1), jnp.clip(x + eps, 0, 1)
-        return nemon.margins(
-            self.C, self.readout.bias[...], *self.layer.interval(lo, hi), labels
-        )
+        z_lo, z_hi = self.layer.interval(lo, hi)
+        return nemon.margins(self.C, self.readout.bias[...], z_lo, z_hi, labels)
 
     def certified(
         self, images: Float[Array, "N ..."], labels: Int[Array, "N"], eps: float | Array

@@ -1,7 +1,7 @@
 """The implicit bias as a Flax NNX layer."""
 
 import warnings
-from typing import Literal, overload
+from typing import Any, Literal, overload
 from weakref import WeakSet
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
@@ -118,8 +119,10 @@ class ImplicitBias(nnx.Module):
 
     def _set_coupling(self, coupling: Coupling, train_w: bool) -> None:
         """w, and what the bound needs of its eigenvalues, become variables."""
-        self._fixed, self._sigma = nnx.static(None), nnx.static(coupling.sigma)
-        self.w, self.w_negative = nnx.data(None), nnx.data(None)
+        self._fixed: Any = nnx.static(None)
+        self._sigma = nnx.static(coupling.sigma)
+        self.w: Any = nnx.data(None)
+        self.w_negative: Any = nnx.data(None)
         if not isinstance(coupling, Dense):
             self._fixed = nnx.static(coupling)
         else:
@@ -183,10 +186,10 @@ class ImplicitBias(nnx.Module):
 
     def _warn_once(self) -> None:
         lam, p = self.lam[...], self.p
-        if self in _warned or any(isinstance(x, jax.core.Tracer) for x in (lam, p)):
+        if self in _warned or any(isinstance(x, Tracer) for x in (lam, p)):
             return
         bound = uniqueness_bound(p, self.coupling)
-        if isinstance(bound, jax.core.Tracer):
+        if isinstance(bound, Tracer):
             return
         largest, bound = float(lam.max()), float(bound)
         if largest >= bound:

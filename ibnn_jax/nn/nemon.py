@@ -50,7 +50,7 @@ class Equilibrium(nnx.Module):
     @property
     def eta(self) -> Float[Array, "c"]:
         """The weights of the norm."""
-        return jnp.ones_like(self.b[...])
+        return jnp.ones_like(self.b[...])  # pyright: ignore
 
     def _certified(self) -> bool | None:
         """True where it is not mu(A) < 1 that makes z unique."""
@@ -92,7 +92,7 @@ class Equilibrium(nnx.Module):
         return self.matrix()
 
     @abstractmethod
-    def _affine_interval(self, x_lo, x_hi):
+    def _affine_interval(self, x_lo, x_hi) -> tuple[Array, Array]:
         """Bounds on u."""
 
 

@@ -57,7 +57,7 @@ class Block(nnx.Module):
             bias_init=partial(_normal, mean=0, std=5e-4),
             rngs=rngs,
         )
-        self.implicit = nnx.data(None)  # UCN puts the neurons here
+        self.implicit: Any = nnx.data(None)  # UCN puts the neurons here
 
     def __call__(self, x: Array, *, return_stats: bool = False):
         """(the block's output, Stats of its neurons or None)."""

@@ -3,12 +3,17 @@
 All but MeanField run on any `ibnn_jax.core.AbstractProblem`.
 """
 
+from typing import TYPE_CHECKING
+
 from ibnn_jax.solvers.anderson import Anderson
 from ibnn_jax.solvers.broyden import Broyden
 from ibnn_jax.solvers.gradient_descent import GradientDescent
 from ibnn_jax.solvers.jaxopt import from_jaxopt
 from ibnn_jax.solvers.newton import Newton
 from ibnn_jax.solvers.picard import Picard
+
+if TYPE_CHECKING:
+    from ibnn_jax.ibnn.mean_field.solver import MeanField
 
 __all__ = [
     "Anderson",

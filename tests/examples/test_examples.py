@@ -43,6 +43,7 @@ def test_an_example_runs(name):
 
 
 def test_an_exported_network_gives_probabilities(tmp_path, capsys):
+    pytest.importorskip("flatbuffers")
     example = importlib.import_module("examples.export")
     served = example.main(str(tmp_path / "network.jax"), steps=1)
     np.testing.assert_allclose(served.sum(1), np.ones(7), rtol=1e-5)

@@ -66,7 +66,7 @@ class Points(NamedTuple):
         # Past the uniqueness bound T jumps: its derivatives say nothing there,
         # differences do.
         jump = self.y1 <= FLAT
-        across = jnp.gradient(f, axis=-1) / self.cells.step
+        across = jnp.gradient(f, axis=-1) / self.cells.step  # pyright: ignore
         return f, jnp.where(jump, across, first), jnp.where(jump, 0, second)
 
 
