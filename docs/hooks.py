@@ -6,6 +6,7 @@ MathML is drawn by the browser itself, so the pages load nothing from elsewhere.
 import contextlib
 import html
 import io
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL
 )
 NOTEBOOKS = Path(__file__).parent / "notebooks"
+EXECUTE = os.environ.get("NOTEBOOKS") != "off"  # off: a quick look at the other pages
 
 
 def on_page_content(text, **_):
@@ -49,6 +51,8 @@ def executed(path: Path) -> tuple[str, list[bytes]]:
             page.append(source)
             continue
         page.append(f"```python\n{source}\n```")
+        if not EXECUTE:
+            continue
         printed, drawn = run_cell(source, namespace, path)
         if printed:
             page.append(f"```text\n{printed}\n```")

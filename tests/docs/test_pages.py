@@ -39,3 +39,12 @@ def test_what_a_page_links_to_exists(page):
     generated = {"notebooks/first_steps.md", "notebooks/train_and_attack.md"}
     for target in set(targets) - generated:
         assert (page.parent / target).exists(), target
+
+
+def test_what_the_code_says_of_the_compiler_is_in_the_notes():
+    notes = (ROOT / "docs/notes/xla.md").read_text()
+    anchors = set(re.findall(r"\{#([\w-]+)\}", notes))
+    for room in ("ibnn_jax", "benchmarks", "train", "docs"):
+        for path in (ROOT / room).rglob("*.[pm][yd]"):
+            cited = set(re.findall(r"xla\.md#([\w-]+)", path.read_text()))
+            assert cited <= anchors, path
