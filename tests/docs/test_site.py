@@ -155,7 +155,7 @@ def browse(address: str, done: threading.Event, profile: Path) -> list[str]:
             start_new_session=True,
         )
         try:
-            assert done.wait(180), "the browser does not finish"
+            assert done.wait(600), "the browser does not finish"
         finally:
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
