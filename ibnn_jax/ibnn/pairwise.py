@@ -102,7 +102,10 @@ class Operator(ABC):
     def bound(self, p: Array) -> Array:
         """The lam below which the solution is unique; see `uniqueness_bound`."""
         extra = self.negative if self.sigma.positive_definite else self.row_sum
-        total = jnp.asarray(self.row_sum + extra, jnp.result_type(p))
+        dtype = jnp.result_type(p)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.result_type(float)
+        total = jnp.asarray(self.row_sum + extra, dtype)
         return 1.0 / (self.sigma.max_slope * p * total)
 
 

@@ -110,7 +110,8 @@ def test_uniqueness_bound_is_where_the_hessian_can_first_lose_definiteness():
     assert ib.uniqueness_bound(p, ib.Uniform((-1,), ib.hard_tanh)) == pytest.approx(
         0.05
     )
-    assert ib.uniqueness_bound(p, ib.Window((3, 3))) == pytest.approx(0.075)
+    for slope in (p, int(p), np.int32(p), np.float32(p)):
+        assert ib.uniqueness_bound(slope, ib.Window((3, 3))) == pytest.approx(0.075)
     assert ib.uniqueness_bound(
         p, ib.Dense(np.array([[0.0, 2.0], [2.0, 0.0]]))
     ) == pytest.approx(0.025)
