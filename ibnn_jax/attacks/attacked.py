@@ -8,6 +8,8 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from ibnn_jax.core.batching import select
+
 
 class Attacked(NamedTuple):
     """The worst version of every image that was found.
@@ -46,7 +48,9 @@ def judge(
     logits = scores(images)
     loss = cross_entropy(logits, labels)
     wrong = logits.argmax(-1).astype(labels.dtype) != labels
-    return Attacked(images, loss, wrong & jnp.isfinite(loss))
+    fooled = wrong & jnp.isfinite(loss)
+    # Where networks differ by device (shard_map), so do the images from here on.
+    return Attacked(select(fooled, images, images), loss, fooled)
 
 
 def worse(a: Attacked, b: Attacked) -> Bool[Array, "N"]:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ class L2(Ball):
         shape, dtype = self.centre.shape, self.centre.dtype
         direction, radius = jax.random.split(key)
         noise = jax.random.normal(direction, shape, dtype)
-        pixels = self.centre[:1].size
+        pixels = prod(shape[1:])
         lengths = shape[:1] + (1,) * (len(shape) - 1)
         share = jax.random.uniform(radius, lengths, dtype) ** (1 / pixels)
         return self.project(self.centre + self.radius * share * self.direction(noise))

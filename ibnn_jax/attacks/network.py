@@ -16,6 +16,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from ibnn_jax.core.batching import select
+
 
 class Program:
     """The operations of a traced function; equal to every program that does the same.
@@ -31,9 +33,9 @@ class Program:
         # Kept, so that no other array can get the id of one of these.
         self._held = tuple(_held_arrays(closed.jaxpr))
         arrays = (*closed.consts, *self._held)
-        transformed = any(isinstance(array, Tracer) for array in arrays)
-        text = "" if transformed else str(closed.jaxpr)
-        itself = id(self.jaxpr) if transformed or "callback" in text else None
+        self.transformed = any(isinstance(array, Tracer) for array in arrays)
+        text = "" if self.transformed else str(closed.jaxpr)
+        itself = id(self.jaxpr) if self.transformed or "callback" in text else None
         self._key = (text, tuple(map(id, self._held)), itself)
 
     def __hash__(self):
@@ -88,8 +90,13 @@ def evaluation_mode() -> Iterator[None]:
         ) from error
 
 
-def trace_scores(name: str, logits: Callable[[Array], Array], images: Array) -> Network:
-    """The network images -> logits, with a check of what it returns.
+def trace_scores(
+    name: str, logits: Callable[[Array], Array], images: Array
+) -> tuple[Network, Array]:
+    """The network images -> logits, with a check of what it returns, and the images.
+
+    Where weights differ by device (shard_map) images that do not are told to: JAX adds
+    up over the devices any gradient with respect to what they share.
 
     Raises:
         ValueError: logits is not callable, or does not return one floating array
@@ -112,7 +119,10 @@ def trace_scores(name: str, logits: Callable[[Array], Array], images: Array) -> 
             f"{name} must return one floating array [{len(images)}, classes] for "
             f"{len(images)} images; got {found or 'no array'}"
         )
-    return scores
+    if not scores.program.transformed:
+        return scores, images
+    images = select(scores(images)[:, 0] == 0, images, images)
+    return trace(logits, images), images
 
 
 def classes(scores: Network) -> int:

@@ -1,6 +1,7 @@
 """Projected gradient descent: the worst small change that a few gradient steps find."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -96,7 +97,8 @@ def pgd(
         step_size = checks.scalar("step_size", step_size, images.dtype, positive=True)
     if len(images) == 0:
         return untouched(images)
-    scores = _trace_target(logits, target, images)
+    scores, images = _trace_target(logits, target, images)
+    ball = replace(ball, centre=images)
     labels = checks.class_labels(labels, classes(scores))
     gradient = _trace_gradient(logits, images, labels)
     sizes = {"steps": steps, "restarts": restarts, "random_start": bool(random_start)}
@@ -110,16 +112,18 @@ def _ball(images, eps, norm, bounds) -> Ball:
     return NORMS[checks.one_of("norm", norm, tuple(NORMS))](images, eps, low, high)
 
 
-def _trace_target(logits, target, images) -> Network:
-    """images -> logits of the network to be fooled."""
-    followed = trace_scores("logits", logits, images)
-    scores = followed if target is None else trace_scores("target", target, images)
+def _trace_target(logits, target, images) -> tuple[Network, Array]:
+    """(images -> logits of the network to be fooled, the images)."""
+    followed, images = trace_scores("logits", logits, images)
+    if target is None:
+        return followed, images
+    scores, images = trace_scores("target", target, images)
     if classes(followed) != classes(scores):
         raise ValueError(
             "logits and target must have the same classes; got "
             f"{classes(followed)} and {classes(scores)}"
         )
-    return scores
+    return scores, images
 
 
 def _trace_gradient(logits, images, labels) -> Network:

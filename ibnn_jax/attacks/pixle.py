@@ -115,7 +115,7 @@ def pixle(
         )
     if len(images) == 0:
         return Rearranged(*untouched(images), jnp.zeros(0, jnp.int32))
-    scores = trace_scores("logits", logits, images)
+    scores, images = trace_scores("logits", logits, images)
     return _attack(
         scores,
         images,
@@ -168,7 +168,8 @@ def _attack(
         return jax.lax.scan(attempt, state, jnp.arange(iterations))[0], None
 
     clean: Attacked = judge(scores, images, labels)
-    state = clean, jnp.ones(len(images), jnp.int32)
+    queries = 1 + 0 * clean.fooled.astype(jnp.int32)  # laid out as the images are
+    state = clean, queries
     (best, queries), _ = jax.lax.scan(restart, state, jnp.arange(restarts))
     return Rearranged(*best, queries)
 
@@ -181,17 +182,18 @@ def _candidate(x, clean, key, patch, mapping):
     top = jax.random.randint(top, (n, 1), 0, height - patch[0] + 1)
     left = jax.random.randint(left, (n, 1), 0, width - patch[1] + 1)
     rows, columns = jnp.indices(patch).reshape(2, 1, -1)
-    source = (top + rows) * width + left + columns
+    zeros = 0 * clean[:, 0, 0, :1].astype(jnp.int32)  # laid out as the images are
+    source = (top + rows) * width + left + columns + zeros
     pixels = x.reshape(n, places, channels)
     copied = clean.reshape(n, places, channels)
     copied = jnp.take_along_axis(copied, source[..., None], 1)
     if mapping == "random":
-        destination = jax.random.randint(anywhere, source.shape, 0, places)
+        destination = jax.random.randint(anywhere, source.shape, 0, places) + zeros
     else:
         destination = _most_similar(pixels, copied, source)
     if mapping == "similarity_transposed":
         destination = destination % width * width + destination // width
-    return _scatter(pixels, copied, destination).reshape(clean.shape)
+    return _put(pixels, copied, destination).reshape(clean.shape)
 
 
 def _most_similar(pixels, copied, source):
@@ -201,14 +203,10 @@ def _most_similar(pixels, copied, source):
     return jnp.where((distance == 0) | itself, jnp.inf, distance).argmin(-1)
 
 
-def _scatter(pixels, copied, destination):
+def _put(pixels, copied, destination):
     """The pixels with those copied put at their destinations, the last one on top."""
-    n, places, _ = pixels.shape
-    # A scatter with repeated indices may keep any of the values. The largest of their
-    # numbers says which one it must be.
-    numbers = jnp.broadcast_to(jnp.arange(copied.shape[1]), destination.shape)
-    last = (
-        jnp.full((n, places), -1).at[jnp.arange(n)[:, None], destination].max(numbers)
-    )
+    arrives = destination[..., None] == jnp.arange(pixels.shape[1])[None, None]
+    numbers = jnp.arange(copied.shape[1])[None, :, None]
+    last = jnp.where(arrives, numbers, -1).max(1)
     values = jnp.take_along_axis(copied, jnp.maximum(last, 0)[..., None], 1)
     return jnp.where(last[..., None] >= 0, values, pixels)
