@@ -35,7 +35,7 @@ class _Carry(NamedTuple):
     step: Array
     state: Any
     norm: Float[Array, "G"]
-    best: Float[Array, "G"]  # the least norm so far
+    best: Float[Array, "G"]  # the least size of r so far
     since: Array  # how many steps ago that was
     steps: Array
     active: Bool[Array, "G"]
@@ -96,14 +96,18 @@ def run(
 ) -> Run:
     """The loop of `iterate`, for a problem around 0 without NaN or infinity.
 
-    A group stops where `solver.patience` steps in a row bring no new least max|r|, as
-    where rounding forbids the tolerance. Past the uniqueness bound it has five times
-    as many, because a descent may pass by a saddle, where r is small for long.
+    A group stops where `solver.patience` steps in a row bring no new least size of r,
+    in the problem's norm, as where rounding forbids the tolerance. Past the uniqueness
+    bound it has five times as many, because a descent may pass by a saddle, where r is
+    small for long.
     """
 
     def unmet(norm, z):
         limit = jnp.maximum(threshold, jax.lax.stop_gradient(problem.rounding(z)))
         return norm > limit
+
+    def size_of(state):
+        return problem.size(jax.lax.stop_gradient(state.r))
 
     state = solver.init(problem, start)
     norm = _norm(state)
@@ -117,7 +121,7 @@ def run(
         jnp.int32(0),
         state,
         norm,
-        norm,
+        size_of(state),
         jnp.zeros_like(norm, dtype=jnp.int32),
         jnp.zeros_like(norm, dtype=jnp.int32),
         unmet(norm, state.z),
@@ -133,9 +137,10 @@ def run(
             history = history.at[:, carry.step + 1].set(norm)
         # Not ~met: a NaN residual must leave the loop too.
         active = carry.active & unmet(norm, state.z)
-        since = jnp.where(norm < carry.best, 0, carry.since + 1)
+        size = size_of(state)
+        since = jnp.where(size < carry.best, 0, carry.since + 1)
         active &= since < patience
-        best = jnp.minimum(norm, carry.best)
+        best = jnp.minimum(size, carry.best)
         steps = carry.steps + carry.active.astype(jnp.int32)
         return _Carry(carry.step + 1, state, norm, best, since, steps, active, history)
 
