@@ -26,7 +26,7 @@ class Network:
     Args:
         name: of `NETWORKS`.
         lam: initial lam of every layer; None is the standard twin.
-        convolution: of every layer.
+        convolution: of every layer. solver: of every implicit layer.
     """
 
     def __init__(
@@ -34,9 +34,11 @@ class Network:
         name: str,
         lam: float | None,
         convolution: Callable = jax.lax.conv_general_dilated,
+        solver: ibnn_jax.MeanField | str = "auto",
     ):
         layers, channels, shape = NETWORKS[name]
-        neuron = None if lam is None else partial(ibnn_jax.ImplicitBias, lam=lam)
+        implicit = partial(ibnn_jax.ImplicitBias, lam=lam, solver=solver)
+        neuron = None if lam is None else implicit
         self.build = lambda key: ibnn_jax.UCN(
             shape,
             10,
