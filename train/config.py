@@ -65,6 +65,7 @@ class Config:
         ValueError: a value is wrong, or two do not go together.
     """
 
+    # A paragraph an option; the formatter would give each argument a line.
     # fmt: off
     dataset: str = option("data", "digits",
         f"data set: {', '.join(DATASETS)} or the path of an .npz file")

@@ -80,10 +80,24 @@ def _fwd(x, kernel, pads, precision):
 def _bwd(pads, precision, saved, g):
     x, kernel = saved
     by_x = _one_by_one(partial(_by_inputs, pads, precision))(g, kernel)
-    return by_x, _one_by_one(partial(_by_kernel, pads, precision), images=False)(x, g)
+    by_kernel = _one_by_one(partial(_by_kernel, pads, precision), images=False)(x, g)
+    return _summed_like(by_x, x), _summed_like(by_kernel, kernel)
 
 
 _convolution.defvjp(_fwd, _bwd)
+
+
+def _summed_like(cotangent: Array, primal: Array) -> Array:
+    """The cotangent, summed over axes of a shard_map on which primal is the same."""
+    axes = _varying(cotangent) - _varying(primal)
+    return lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent
+
+
+def _varying(x: Array) -> frozenset[str]:
+    """The axes of a shard_map on which x differs; jax has two names for them."""
+    kind = jax.typeof(x)
+    axes = getattr(kind, "manual_axis_type", None)
+    return getattr(kind, "vma", frozenset()) if axes is None else axes.varying
 
 
 def _forward(pads, precision, x, kernel):

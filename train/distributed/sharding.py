@@ -89,6 +89,15 @@ class DataAxis:
         start = jax.lax.axis_index(self.name) * size
         return jax.lax.dynamic_slice_in_dim(rows, start, size, -1)
 
+    def each_its_own(self, tree):
+        """The same values, of which each device then has a gradient of its own.
+
+        Without it a gradient of what all devices share is summed over them already.
+        """
+        if self.name is None:
+            return tree
+        return jax.lax.pcast(tree, self.name, to="varying")
+
     def mean(self, tree):
         return self._over(jax.lax.pmean, tree)
 
@@ -116,9 +125,7 @@ def over_seeds(function: Callable, in_axes: tuple, mesh: Mesh | None) -> Callabl
         return mapped
     seed, whole = PartitionSpec("seed"), PartitionSpec()
     specs = tuple(whole if axis is None else seed for axis in in_axes)
-    return jax.shard_map(
-        mapped, mesh=mesh, in_specs=specs, out_specs=seed, check_vma=False
-    )
+    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=seed)
 
 
 def put(tree, mesh: Mesh | None, spread: bool):

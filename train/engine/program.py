@@ -174,7 +174,8 @@ class EnsembleProgram:
             return value, (correct, self._split(model)[1])
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
-        (value, (correct, rest)), gradient = differentiated(state.params)
+        params = self.data_axis.each_its_own(state.params)
+        (value, (correct, rest)), gradient = differentiated(params)
         value, gradient = self.data_axis.mean((value, gradient))
         correct = self.data_axis.sum(correct)
         direction, momentum = self.optimizer.update(
