@@ -2,6 +2,8 @@
 stands.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +87,10 @@ def test_a_network_learns_the_same_with_it():
     images = images_and_kernels()[0].astype(jnp.float32)
 
     def gradient(**options):
-        model = ib.UCN((9, 8, 2), 4, layers=2, lam=-0.5, rngs=nnx.Rngs(0), **options)
+        neuron = partial(ib.ImplicitBias, lam=-0.5)
+        model = ib.UCN(
+            (9, 8, 2), 4, layers=2, neuron=neuron, rngs=nnx.Rngs(0), **options
+        )
         return nnx.to_pure_dict(
             nnx.grad(lambda model: (model(images) ** 2).sum())(model)
         )
