@@ -18,6 +18,7 @@ NAMES = (
     "accuracy",
     "nemon",
     "gpu",
+    "fuzz",
 )
 
 
