@@ -16,7 +16,8 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n 2 --dist loadfile -q
 # Solve, adjoint, kernels, layers and one training: what a second Python is tried on.
 QUICK_TESTS = tests/ibnn/test_equation.py tests/core/test_adjoint.py \
-	tests/ibnn/mean_field/test_pallas.py tests/nn/test_layers.py tests/train/test_loop.py
+	tests/ibnn/mean_field/test_pallas.py tests/nn/test_layers.py \
+	tests/train/test_loop.py::test_shapes_types_and_learning
 
 .PHONY: demo test quick lint docs clean
 
