@@ -112,7 +112,10 @@ def test_grad_and_vmap_in_either_order():
     lam = jnp.array([-1.0, -0.1, 0.05])
     for solver in (ib.Newton(), ib.MeanField()):
         f = partial(ib.implicit_bias, coupling=ib.Uniform((-1,)), solver=solver)
-        loss = lambda y, lam: (f(y, lam, 5.0) ** 2).sum()
+
+        def loss(y, lam, f=f):
+            return (f(y, lam, 5.0) ** 2).sum()
+
         inside = jax.jit(jax.vmap(jax.grad(loss, (0, 1))))(y, lam)
         outside = jax.jit(
             jax.grad(lambda y, lam: jax.vmap(loss)(y, lam).sum(), (0, 1))
@@ -128,9 +131,14 @@ def test_grad_and_vmap_in_either_order():
 def test_phantom_approaches_the_implicit_gradient_and_one_term_is_jacobian_free():
     y = jnp.asarray(np.random.default_rng(0).normal(size=9))
     v = jnp.asarray(np.random.default_rng(1).normal(size=9))
-    grad = lambda adjoint: jax.grad(
-        lambda y: v @ ib.implicit_bias(y, -0.4, 2.0, ib.Uniform((-1,)), adjoint=adjoint)
-    )(y)
+
+    def grad(adjoint):
+        return jax.grad(
+            lambda y: (
+                v @ ib.implicit_bias(y, -0.4, 2.0, ib.Uniform((-1,)), adjoint=adjoint)
+            )
+        )(y)
+
     exact = grad(None)
     errors = [worst(grad(ib.Phantom(k, damping=0.6)), exact) for k in (1, 4, 16, 64)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-6
@@ -183,7 +191,10 @@ def test_half_precision_is_solved_in_float32():
 
 def test_solve_says_that_it_is_not_differentiable_and_what_is():
     y = jnp.linspace(0, 1, 9)
-    z = lambda y: ib.solve(y, -0.5, 3.0, ib.Uniform((-1,))).value
+
+    def z(y):
+        return ib.solve(y, -0.5, 3.0, ib.Uniform((-1,))).value
+
     with pytest.raises(TypeError, match="implicit_bias"):
         jax.grad(lambda y: z(y).sum())(y)
     as_constant = jax.jit(jax.grad(lambda y: (jax.lax.stop_gradient(z(y)) * y).sum()))

@@ -1,4 +1,4 @@
-"""The pairwise operators, the energy and the bound, against sums written out in numpy."""
+"""The pairwise operators, the energy and the bound, against sums in numpy."""
 
 import dataclasses
 
@@ -123,7 +123,7 @@ def test_uniqueness_bound_is_where_the_hessian_can_first_lose_definiteness():
     for lam, sign in ((0.099, 1), (0.101, -1)):
         problem, _ = bind(np.zeros((1, 8)), lam, p, ib.Uniform((-1,)))
         hessian = problem.linearise(jnp.zeros((1, 8))).matvec
-        matrix = jax.vmap(lambda v: hessian(v[None])[0])(jnp.eye(8))
+        matrix = jax.vmap(lambda v, hessian=hessian: hessian(v[None])[0])(jnp.eye(8))
         assert np.sign(np.linalg.eigvalsh(matrix).min()) == sign
     # Two neurons that see only each other reach the general bound: eigenvalue 1 - 2 lam
     # p.
@@ -132,7 +132,9 @@ def test_uniqueness_bound_is_where_the_hessian_can_first_lose_definiteness():
     )
     hessian = problem.linearise(jnp.zeros((1, 2))).matvec
     assert (
-        np.linalg.eigvalsh(jax.vmap(lambda v: hessian(v[None])[0])(jnp.eye(2))).min()
+        np.linalg.eigvalsh(
+            jax.vmap(lambda v, hessian=hessian: hessian(v[None])[0])(jnp.eye(2))
+        ).min()
         < 0
     )
 
@@ -140,39 +142,61 @@ def test_uniqueness_bound_is_where_the_hessian_can_first_lose_definiteness():
 Y = np.zeros((2, 8, 8, 3), np.float32)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: ib.solve(Y.astype(int), 0.0, 1.0, ib.Uniform()), "floating"),
-    (lambda: ib.solve(Y[0, 0], 0.0, 1.0, ib.Uniform()), "do not exist"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform((1, -3))), "twice"),
-    (lambda: ib.Uniform(()), "at least one axis"),
-    (lambda: ib.solve(Y[:, :0], 0.0, 1.0, ib.Uniform()), "empty"),
-    (lambda: ib.solve(Y, np.zeros(8), 1.0, ib.Uniform()), "broadcast"),
-    (lambda: ib.solve(Y, np.zeros((2, 8, 1, 1)), 1.0, ib.Uniform()), "broadcast"),
-    (lambda: ib.solve(Y, 0.0, np.ones(2), ib.Uniform()), "broadcast"),
-    (lambda: ib.solve(Y, 0.0, 0.0, ib.Uniform()), "p must be positive"),
-    (lambda: ib.solve(Y, 0.0, np.array([1.0, -1.0, 1.0]), ib.Uniform()), "p must be positive"),
-    (lambda: ib.solve(Y, 1j, 1.0, ib.Uniform()), "real"),
-    (lambda: ib.solve(Y, 0.0, 1.0, "uniform"), "Uniform, Window or Dense"),
-    (lambda: ib.Dense(np.ones((2, 3))), "square"),
-    (lambda: ib.Dense(np.array([[0.0, 1.0], [0.5, 0.0]])), "symmetric"),
-    (lambda: ib.Dense(-np.eye(2)), "non-negative"),
-    (lambda: ib.Dense(np.full((2, 2), np.nan)), "NaN"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Dense(np.eye(4))), "last axis"),
-    (lambda: ib.Window((4, 4)), "odd"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Window((9, 9))), "larger than the image"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), solver="newtonn"), "unknown solver"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Window(), solver=ib.MeanField()), "Uniform"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), tol=0.0), "tol"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), max_steps=0), "max_steps"),
-    (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), trace=True), "trace"),
-    (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), adjoint="implicit"), "adjoint"),
-    (lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), adjoint=ib.Unrolled()), "MeanField"),
-    (lambda: ib.Phantom(0), "at least 1"),
-    (lambda: ib.MeanField(cells=(3,)), "at least 4"),
-    (lambda: ib.MeanField(cells=(16, 8)), "increasing"),
-    (lambda: ib.energy(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
-    (lambda: ib.solve_adjoint(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: ib.solve(Y.astype(int), 0.0, 1.0, ib.Uniform()), "floating"),
+        (lambda: ib.solve(Y[0, 0], 0.0, 1.0, ib.Uniform()), "do not exist"),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform((1, -3))), "twice"),
+        (lambda: ib.Uniform(()), "at least one axis"),
+        (lambda: ib.solve(Y[:, :0], 0.0, 1.0, ib.Uniform()), "empty"),
+        (lambda: ib.solve(Y, np.zeros(8), 1.0, ib.Uniform()), "broadcast"),
+        (lambda: ib.solve(Y, np.zeros((2, 8, 1, 1)), 1.0, ib.Uniform()), "broadcast"),
+        (lambda: ib.solve(Y, 0.0, np.ones(2), ib.Uniform()), "broadcast"),
+        (lambda: ib.solve(Y, 0.0, 0.0, ib.Uniform()), "p must be positive"),
+        (
+            lambda: ib.solve(Y, 0.0, np.array([1.0, -1.0, 1.0]), ib.Uniform()),
+            "p must be positive",
+        ),
+        (lambda: ib.solve(Y, 1j, 1.0, ib.Uniform()), "real"),
+        (lambda: ib.solve(Y, 0.0, 1.0, "uniform"), "Uniform, Window or Dense"),
+        (lambda: ib.Dense(np.ones((2, 3))), "square"),
+        (lambda: ib.Dense(np.array([[0.0, 1.0], [0.5, 0.0]])), "symmetric"),
+        (lambda: ib.Dense(-np.eye(2)), "non-negative"),
+        (lambda: ib.Dense(np.full((2, 2), np.nan)), "NaN"),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Dense(np.eye(4))), "last axis"),
+        (lambda: ib.Window((4, 4)), "odd"),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Window((9, 9))), "larger than the image"),
+        (
+            lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), solver="newtonn"),
+            "unknown solver",
+        ),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Window(), solver=ib.MeanField()), "Uniform"),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), tol=0.0), "tol"),
+        (lambda: ib.solve(Y, 0.0, 1.0, ib.Uniform(), max_steps=0), "max_steps"),
+        (
+            lambda: ib.solve(
+                Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), trace=True
+            ),
+            "trace",
+        ),
+        (
+            lambda: ib.implicit_bias(Y, 0.0, 1.0, ib.Uniform(), adjoint="implicit"),
+            "adjoint",
+        ),
+        (
+            lambda: ib.implicit_bias(
+                Y, 0.0, 1.0, ib.Uniform(), solver=ib.MeanField(), adjoint=ib.Unrolled()
+            ),
+            "MeanField",
+        ),
+        (lambda: ib.Phantom(0), "at least 1"),
+        (lambda: ib.MeanField(cells=(3,)), "at least 4"),
+        (lambda: ib.MeanField(cells=(16, 8)), "increasing"),
+        (lambda: ib.energy(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
+        (lambda: ib.solve_adjoint(Y, Y[0], 0.0, 1.0, ib.Uniform()), "one shape"),
+    ],
+)
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()

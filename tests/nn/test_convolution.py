@@ -71,10 +71,15 @@ def test_a_vmap_over_seeds_inside_a_scan(axes):
 
 def test_images_that_share_a_kernel_are_not_taken_one_by_one():
     x, kernel = images_and_kernels(seeds=(3,))
-    each = lambda x: jax.vmap(
-        lambda x: ib.canonical_convolution(x[None], kernel[0], (1, 1), "SAME")[0]
-    )(x)
-    gradient = lambda x: jax.grad(lambda x: (each(x) ** 2).sum())(x)
+
+    def each(x):
+        return jax.vmap(
+            lambda x: ib.canonical_convolution(x[None], kernel[0], (1, 1), "SAME")[0]
+        )(x)
+
+    def gradient(x):
+        return jax.grad(lambda x: (each(x) ** 2).sum())(x)
+
     for f in (each, gradient):
         assert "while" not in jax.jit(f).lower(x[0]).as_text()
     expected = lax.conv_general_dilated(

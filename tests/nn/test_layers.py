@@ -83,9 +83,15 @@ def test_lite_is_one_explicit_step():
     assert not stats.converged.all()
 
 
-@pytest.mark.parametrize("constraint, lam, kept", [
-    ("unique", 0.2, 0.095), ("unique", -3.0, -3.0), ("nonpositive", 0.02, 0.0), (None, 0.2, 0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "constraint, lam, kept",
+    [
+        ("unique", 0.2, 0.095),
+        ("unique", -3.0, -3.0),
+        ("nonpositive", 0.02, 0.0),
+        (None, 0.2, 0.2),
+    ],
+)
 def test_project_keeps_lam_inside_its_constraint(constraint, lam, kept):
     layer = ib.ImplicitBias(lam=lam, p=10.0, constraint=constraint)
     ib.project(layer)
@@ -131,15 +137,17 @@ def test_free_lam_leaves_the_region_and_the_constraint_is_the_cure():
 
 @pytest.mark.parametrize("layers, channels", [(1, 3), (2, 4)])
 def test_the_twin_has_the_same_parameters_but_lam_and_the_same_start(layers, channels):
-    make = lambda neuron: ib.UCN(
-        (8, 8, 1),
-        10,
-        layers=layers,
-        channels=channels,
-        kernel_size=3,
-        neuron=neuron,
-        rngs=nnx.Rngs(0),
-    )
+    def make(neuron):
+        return ib.UCN(
+            (8, 8, 1),
+            10,
+            layers=layers,
+            channels=channels,
+            kernel_size=3,
+            neuron=neuron,
+            rngs=nnx.Rngs(0),
+        )
+
     ibnn, sm = make(ib.ImplicitBias), make(None)
     assert count(ibnn) == count(sm) + layers
     for a, b in zip(ibnn.blocks, sm.blocks):
@@ -158,9 +166,9 @@ def test_kernel_side_is_fifteen_percent_of_the_image():
 
 
 def test_transfer_copies_all_but_lam():
-    make = lambda neuron, seed, **k: ib.UCN(
-        (8, 8, 1), 10, neuron=neuron, rngs=nnx.Rngs(seed), **k
-    )
+    def make(neuron, seed, **k):
+        return ib.UCN((8, 8, 1), 10, neuron=neuron, rngs=nnx.Rngs(seed), **k)
+
     sm, ibnn = make(None, 0), make(partial(ib.ImplicitBias, lam=0.0), 1)
     sm(IMAGES)  # moves the running statistics
     ib.transfer(sm, ibnn)
@@ -173,14 +181,17 @@ def test_transfer_copies_all_but_lam():
         ib.transfer(make(None, 0, layers=2), ibnn)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: ib.ImplicitBias(lam=0.0, p=-1.0), "p must be"),
-    (lambda: ib.ImplicitBias(lam=0.0, constraint="uniq"), "constraint"),
-    (lambda: ib.ImplicitBias(lam=jnp.zeros(2)), "does not fit"),
-    (lambda: ib.ImplicitBias(), "rngs"),
-    (lambda: ib.UCN((8, 8), 10, rngs=nnx.Rngs(0)), "image_shape"),
-    (lambda: ib.UCN((8, 8, 1), 10, layers=0, rngs=nnx.Rngs(0)), "at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: ib.ImplicitBias(lam=0.0, p=-1.0), "p must be"),
+        (lambda: ib.ImplicitBias(lam=0.0, constraint="uniq"), "constraint"),
+        (lambda: ib.ImplicitBias(lam=jnp.zeros(2)), "does not fit"),
+        (lambda: ib.ImplicitBias(), "rngs"),
+        (lambda: ib.UCN((8, 8), 10, rngs=nnx.Rngs(0)), "image_shape"),
+        (lambda: ib.UCN((8, 8, 1), 10, layers=0, rngs=nnx.Rngs(0)), "at least 1"),
+    ],
+)
 def test_bad_options_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
@@ -195,9 +206,12 @@ def test_a_training_step_compiles_once_and_lowers_the_loss():
     @nnx.jit
     def step(model, optimizer):
         traces.append(1)
-        loss = lambda m: optax.softmax_cross_entropy_with_integer_labels(
-            m(IMAGES), labels
-        ).mean()
+
+        def loss(m):
+            return optax.softmax_cross_entropy_with_integer_labels(
+                m(IMAGES), labels
+            ).mean()
+
         value, gradient = nnx.value_and_grad(loss)(model)
         optimizer.update(model, gradient)
         ib.project(model)
@@ -208,21 +222,25 @@ def test_a_training_step_compiles_once_and_lowers_the_loss():
 
 
 def test_seeds_vmapped_are_the_seeds_alone():
-    make = lambda key: nnx.split(
-        ib.UCN(
-            (8, 8, 1),
-            4,
-            kernel_size=3,
-            neuron=partial(ib.ImplicitBias, lam=-0.3),
-            rngs=nnx.Rngs(key),
+    def make(key):
+        return nnx.split(
+            ib.UCN(
+                (8, 8, 1),
+                4,
+                kernel_size=3,
+                neuron=partial(ib.ImplicitBias, lam=-0.3),
+                rngs=nnx.Rngs(key),
+            )
         )
-    )
+
     graph = make(jax.random.key(0))[0]
     keys = jax.random.split(jax.random.key(1), 3)
     states = jax.vmap(lambda key: make(key)[1])(keys)
-    run = lambda state: nnx.merge(graph, state)(IMAGES)
+
+    def run(state):
+        return nnx.merge(graph, state)(IMAGES)
+
     together = jax.vmap(run)(states)
     for i in range(3):
-        np.testing.assert_allclose(
-            together[i], run(jax.tree.map(lambda x: x[i], states)), atol=2e-6
-        )
+        alone = run(jax.tree.map(lambda x, i=i: x[i], states))
+        np.testing.assert_allclose(together[i], alone, atol=2e-6)

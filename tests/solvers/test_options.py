@@ -14,11 +14,21 @@ from ibnn_jax import Anderson, Broyden, GradientDescent, Newton, Picard, Uniform
 from ibnn_jax.solvers import from_jaxopt
 
 BAD = [
-    (Picard, dict(damping=0.0)), (Picard, dict(damping=1.5)), (Picard, dict(damping="fast")), (Picard, dict(damping=True)),
-    (Picard, dict(damping=float("nan"))), (GradientDescent, dict(armijo=0)), (GradientDescent, dict(armijo=0.6)),
-    (GradientDescent, dict(shrink=1.0)), (Anderson, dict(window=0)), (Anderson, dict(window=2.5)),
-    (Anderson, dict(ridge=-1.0)), (Anderson, dict(ridge=float("nan"))), (Broyden, dict(memory=0)), (Broyden, dict(memory=True)),
-]  # fmt: skip
+    (Picard, dict(damping=0.0)),
+    (Picard, dict(damping=1.5)),
+    (Picard, dict(damping="fast")),
+    (Picard, dict(damping=True)),
+    (Picard, dict(damping=float("nan"))),
+    (GradientDescent, dict(armijo=0)),
+    (GradientDescent, dict(armijo=0.6)),
+    (GradientDescent, dict(shrink=1.0)),
+    (Anderson, dict(window=0)),
+    (Anderson, dict(window=2.5)),
+    (Anderson, dict(ridge=-1.0)),
+    (Anderson, dict(ridge=float("nan"))),
+    (Broyden, dict(memory=0)),
+    (Broyden, dict(memory=True)),
+]
 
 
 @pytest.mark.parametrize("kind, options", BAD)

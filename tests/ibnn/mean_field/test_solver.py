@@ -2,6 +2,8 @@
 float64 and float32.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -132,7 +134,7 @@ def test_attempts_with_as_many_points_as_neurons_are_left_out():
     for n in (16, 17):
         groups, _ = bind(jnp.zeros((1, n)), -0.5, 10.0, ib.Uniform((-1,)))
         settings = SolveSettings(solver, 1e-4, 10)
-        _, kept = jax.eval_shape(lambda groups: solver.solve(groups, settings), groups)
+        _, kept = jax.eval_shape(partial(solver.solve, settings=settings), groups)
         tried.append(1 + len(kept.later))
     assert tried == [1, 2]
 
@@ -159,9 +161,11 @@ def test_gradients_match_the_exact_adjoint():
     lam = jnp.array([-2.0, -0.5, -0.05, -0.01, 0.05, 0.08])[:, None]
 
     def gradients(solver):
-        loss = lambda y, lam, p: (
-            v * ib.implicit_bias(y, lam, p, ib.Uniform((-1,)), solver=solver)
-        ).sum()
+        def loss(y, lam, p):
+            return (
+                v * ib.implicit_bias(y, lam, p, ib.Uniform((-1,)), solver=solver)
+            ).sum()
+
         return jax.jit(jax.grad(loss, (0, 1, 2)))(y, lam, jnp.full((6, 1), 10.0))
 
     pairs = list(zip(gradients(ib.MeanField()), gradients(ib.Newton())))
@@ -203,15 +207,17 @@ def test_nearly_equal_neurons_of_few_levels(lam):
     the slope of T is 20.
     """
     y, v = nearly_equal(), np.random.default_rng(1).normal(size=N)
-    f = lambda y, solver: ib.implicit_bias(
-        y, lam, 10.0, ib.Uniform((-1,)), solver=solver, has_stats=True
-    )
+
+    def f(y, solver):
+        return ib.implicit_bias(
+            y, lam, 10.0, ib.Uniform((-1,)), solver=solver, has_stats=True
+        )
 
     @jax.jit
     def both(y):
         found, stats = f(y, ib.MeanField())
         gradients = [
-            jax.grad(lambda y: (v * f(y, s)[0]).sum())(x)
+            jax.grad(lambda y, s=s: (v * f(y, s)[0]).sum())(x)
             for s, x in ((ib.MeanField(), y), (ib.Newton(), y.astype(float)))
         ]
         return found, stats, *gradients
@@ -251,11 +257,11 @@ def test_gradients_of_groups_far_wider_than_the_kernel(n):
 
     @jax.jit
     def gradients(y):
-        f = lambda y, solver: ib.implicit_bias(
-            y, lam, 20.0, ib.Uniform((-1,)), solver=solver
-        )
+        def f(y, solver):
+            return ib.implicit_bias(y, lam, 20.0, ib.Uniform((-1,)), solver=solver)
+
         return [
-            jax.grad(lambda y: (v * f(y, s)).sum())(y)
+            jax.grad(lambda y, s=s: (v * f(y, s)).sum())(y)
             for s in (ib.MeanField(), ib.Newton())
         ]
 
@@ -310,9 +316,9 @@ def test_blocks_of_groups_are_the_whole(monkeypatch):
     dense = ib.Dense((w + w.T) / N)
 
     def all_of_it(coupling, solver, lam):
-        f = lambda *a: ib.implicit_bias(
-            *a, 10.0, coupling, solver=solver, has_stats=True
-        )
+        def f(*a):
+            return ib.implicit_bias(*a, 10.0, coupling, solver=solver, has_stats=True)
+
         z, back, stats = jax.vjp(f, y, lam, has_aux=True)
         return z, back(v), stats
 
@@ -347,7 +353,10 @@ def test_nan_stays_in_its_group():
 def test_seeds_lam_and_p_vmapped_are_the_loops():
     y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 14, 14)))
     lam, p = jnp.array([-1.0, -0.1, 0.05]), jnp.array([3.0, 10.0, 10.0])
-    f = lambda y, lam, p: ib.implicit_bias(y, lam, p, ib.Uniform((-2, -1)))
+
+    def f(y, lam, p):
+        return ib.implicit_bias(y, lam, p, ib.Uniform((-2, -1)))
+
     together = jax.jit(jax.vmap(f))(y, lam, p)
     for i in range(3):
         np.testing.assert_allclose(together[i], f(y[i], lam[i], p[i]), atol=2e-5)
