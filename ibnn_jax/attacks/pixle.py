@@ -182,7 +182,7 @@ def _candidate(x, clean, key, patch, mapping):
     top = jax.random.randint(top, (n, 1), 0, height - patch[0] + 1)
     left = jax.random.randint(left, (n, 1), 0, width - patch[1] + 1)
     rows, columns = jnp.indices(patch).reshape(2, 1, -1)
-    zeros = 0 * clean[:, 0, 0, :1].astype(jnp.int32)  # laid out as the images are
+    zeros = 0 * clean[:, 0, 0, :1].astype(top.dtype)  # laid out as the images are
     source = (top + rows) * width + left + columns + zeros
     pixels = x.reshape(n, places, channels)
     copied = clean.reshape(n, places, channels)
