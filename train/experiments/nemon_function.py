@@ -158,7 +158,8 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
         mine = pick(rows, function="hill", variant=variant)
         trace = [row for row in mine if np.isfinite(row["step"])]
         x, y = column(trace, "step"), column(trace, "residual")
-        axes[2].plot(x, y, color=COLOURS[variant], label=VARIANTS[variant])
+        if len(x):  # an explicit network iterates nothing
+            axes[2].plot(x, y, color=COLOURS[variant], label=VARIANTS[variant])
     axes[2].set(yscale="log", xlabel="step", title="residual of the iteration, hill")
     axes[2].legend(fontsize=7)
     axes[0].set_ylabel("test error (root mean square)")
@@ -191,6 +192,9 @@ def verdict(rows: Sequence[Row]) -> str:
             text = f"{VARIANTS[variant]} {np.nanmedian(column(seeds, 'error')):.4f}"
             if variant != "explicit":
                 text += f" ({column(seeds, 'steps').max():g} steps)"
+            lost = np.isnan(column(seeds, "error")).sum()
+            if lost:
+                text += f" (not finite in {lost} seeds)"
             if variant != "nemon":
                 differences.append(paired_difference(seeds, reference, "error"))
                 text += f" [{_interval(differences[-1])}]"
