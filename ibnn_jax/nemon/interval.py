@@ -36,6 +36,8 @@ def interval(
     of A. So it has one solution where A has, found by the same solvers, and the average
     iteration from z on keeps lo <= z <= hi.
 
+    Rows that miss their tolerance get infinite bounds, for nothing is known of them.
+
     Raises:
         ValueError: as `nemon.solve`; u_lo and u_hi differ in shape.
 
@@ -54,7 +56,9 @@ def interval(
     solution = differentiable(problem, solver, adjoint, tol, max_steps)
     z = solution.value.reshape(u.shape).astype(u_lo.dtype)
     lo, hi = jnp.split(z, 2, -1)
-    return lo, hi
+    batch = u.shape[: u.ndim - len(matrix.event)]
+    met = solution.stats.converged.reshape(*batch, *[1] * len(matrix.event))
+    return jnp.where(met, lo, -jnp.inf), jnp.where(met, hi, jnp.inf)
 
 
 @full_precision

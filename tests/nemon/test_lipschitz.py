@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ibnn_jax
 from ibnn_jax import nemon
 
 SAMPLES = 10_000
@@ -65,6 +66,13 @@ def test_intervals_hold_every_sample(draws, gamma):
     np.testing.assert_allclose(point, same, atol=1e-9)
     wide = nemon.interval(A, u_lo - 0.1, u_hi + 0.1, eta=eta)
     assert (wide[0] <= lo + 1e-9).all() and (hi <= wide[1] + 1e-9).all()
+
+
+def test_intervals_that_were_not_solved_are_infinite(draws):
+    A, u, eta = draws.system(6, 0.5)
+    short = {"solver": ibnn_jax.Picard(), "max_steps": 1}
+    lo, hi = nemon.interval(A, u, u + 1, eta=eta, **short)
+    assert (lo == -np.inf).all() and (hi == np.inf).all()
 
 
 def test_intervals_are_sharper_than_the_lipschitz_bound(draws):
