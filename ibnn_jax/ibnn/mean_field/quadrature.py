@@ -177,7 +177,8 @@ class Place(NamedTuple):
 
     def _inside(self) -> Bool[Array, "G m n"]:
         """Which points lie in which cell."""
-        return self.cell[:, None, :] == jnp.arange(self.cells.count)[:, None]
+        cells = jnp.arange(self.cells.count, dtype=self.cell.dtype)
+        return self.cell[:, None, :] == cells[None, :, None]
 
     def _rows(self, copies: int = 1):
         """Where each point's cell lies among those of all groups, copies included."""
