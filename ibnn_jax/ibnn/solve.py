@@ -248,13 +248,8 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
         check_solver(solver)
     adjoint = _adjoint(adjoint)
     if isinstance(solver, MeanField):
-        if isinstance(coupling, Uniform):
-            solver.check(IBNNProblem(None, None, None, coupling.bind((2,))))  # type: ignore
-        else:
-            raise ValueError(
-                "MeanField solves Uniform couplings with a smooth sigma only; "
-                "use solver=Newton()"
-            )
+        uniform = isinstance(coupling, Uniform)
+        solver.check_operator(coupling.bind((2,)) if uniform else None)
         adjoint.check(SolveSettings(solver, 1.0, 1))
     return check_tol(tol), check_steps("max_steps", max_steps)
 

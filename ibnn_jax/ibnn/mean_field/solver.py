@@ -119,7 +119,11 @@ class MeanField(AbstractSolver):
         return isinstance(op, UniformOperator) and op.sigma.smooth
 
     def check(self, problem):
-        if not self.fits(getattr(problem, "op", None)):
+        self.check_operator(getattr(problem, "op", None))
+
+    def check_operator(self, op: Operator | None) -> None:
+        """Raise ValueError where the coupling is not uniform or sigma not smooth."""
+        if not self.fits(op):
             raise ValueError(
                 "MeanField solves Uniform couplings with a smooth sigma only; "
                 "use solver=Newton()"
