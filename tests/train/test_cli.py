@@ -1,5 +1,6 @@
 """`python -m train` as a user runs it: end to end, killed and resumed, refused."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -235,3 +236,24 @@ def test_missing_packages_are_a_line_and_leave_nothing(pictures, tmp_path, missi
     assert done.returncode == 1 and "pip install -e '.[train]'" in done.stderr
     assert missing in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["tqdm", "matplotlib", "scipy"])
+@pytest.mark.parametrize("command", ["train.experiments", "train experiments"])
+def test_missing_packages_of_experiments_are_a_line(tmp_path, command, missing):
+    module, *first = command.split()
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; "
+        f"sys.argv[0] = {module!r}; "
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *first, "theory", "--quick", "--out", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "pip install -e '.[train]'" in done.stderr
+    assert missing in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,9 +1,8 @@
-"""Runs in one process: resumed, extended, damaged, loaded, swept, tracked."""
+"""Runs in one process: resumed, extended, damaged, loaded, predicting."""
 
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ import train.runs
 from train import cli
 from train.data import prepare
 from train.errors import Stopped, UserError
-from train.runs import ensemble, progress
+from train.runs import ensemble
 from train.runs import folder as folders
 from train.runs.folder import RunFolder
 from train.runs.session import complete
@@ -55,14 +54,6 @@ def test_resumed_and_whole_runs_are_the_same(tiny_config, tmp_path):
     assert any("going on after epoch 2 of 3" in line for line in lines)
     for name in ("metrics.jsonl",):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_progress_says_compiling_and_leaves_the_first_epoch_out(tiny_config):
-    lines = []
-    complete(tiny_config(), say=lines.append)
-    epochs = [line for line in lines if "epoch " in line and "/3" in line]
-    assert "left ?" in epochs[0] and "left ?" not in epochs[1]
-    assert lines.index("sm   compiling epoch 1 ...") < lines.index(epochs[0])
 
 
 def test_more_epochs_extend_a_run_of_constant_rates(tiny_config, tmp_path):
@@ -367,123 +358,7 @@ def test_every_seed_leaves_its_best_and_last_network(tiny_config, pictures):
         np.testing.assert_allclose((last == labels).mean(), accuracy)
 
 
-def test_a_sweep_makes_the_product_of_its_lists(pictures, tmp_path, capsys):
-    file = tmp_path / "sweep.toml"
-    file.write_text(
-        f'out = "{tmp_path}/sweep"\n[data]\ndataset = "{pictures}"\n'
-        '[model]\nmodel = "sm"\nchannels = [1, 2]\n'
-        "[training]\nseeds = 2\nepochs = 1\nbatch-size = 20\nlr-max = [0.01, 0.02]\n"
-        'warmup_epochs = 0\n[run]\ncompile-cache = "off"\n'
-    )
-    arguments = ["--config", str(file), "--quiet"]
-    assert len(cli.parse(arguments)) == 4
-    parts = [cli.parse([*arguments, "--part", f"{i}/3"]) for i in (1, 2, 3)]
-    assert sorted(run.out for part in parts for run in part) == sorted(
-        run.out for run in cli.parse(arguments)
-    )
-    assert (
-        cli.main([*arguments, "--channels", "1"]) == 0
-    )  # the command line comes first
-    printed = capsys.readouterr().out
-    assert "run 2 of 2" in printed and "sm (lr_max=0.02)" in printed
-    assert (tmp_path / "sweep" / "lr_max=0.01" / "summary.json").exists()
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("epochs = [1,", "no TOML file"),
-        ("epoch = 1", "unknown options: epoch"),
-        ("epochs = []", "empty list"),
-        ("epochs = [1, 1]", "the same"),
-        ("epochs = [1, 0]", "at least 1"),
-        ("[models]\nmodel = 'sm'", "unknown options: models"),
-        ("[model]\nmodel = 3", "type str"),
-    ],
-)
-def test_wrong_option_files(tmp_path, capsys, text, words):
-    (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--config", str(tmp_path / "a.toml")])
-    assert stop.value.code == 2 and words in capsys.readouterr().err
-
-
 def test_an_earlier_config_is_a_config_file(saved):
     assert cli.parse(["--config", f"{saved.out}/config.json"]) == [saved]
     (run,) = cli.parse(["--config", f"{saved.out}/config.json", "--p", "3"])
     assert run == dataclasses.replace(saved, p=3.0)
-
-
-def test_a_failed_run_does_not_stop_a_sweep(pictures, tmp_path, capsys):
-    file = tmp_path / "sweep.toml"
-    file.write_text(
-        f'out = "{tmp_path}/sweep"\ndataset = "{pictures}"\nmodel = "sm"\nseeds = 1\n'
-        "epochs = 1\nbatch_size = 20\nwarmup_epochs = 0\nclip_norm = 0\n"
-        'lr_max = [1e30, 0.01]\nlr_min = 0.01\nschedule = "constant"\n'
-        'compile_cache = "off"\nquiet = true\n'
-    )
-    assert cli.main(["--config", str(file)]) == 1
-    printed = capsys.readouterr()
-    assert "1 of 2 runs failed" in printed.err and "lr_max=1e+30" in printed.err
-    assert "lr_max=0.01" in printed.out or "sm " in printed.out
-    assert (tmp_path / "sweep" / "lr_max=0.01" / "summary.json").exists()
-
-
-def test_tensorboard(tiny_config):
-    pytest.importorskip("tensorboardX")
-    folder = complete(tiny_config(tracker="tensorboard"))
-    (events,) = (folder / "tensorboard" / "sm").iterdir()
-    content = events.read_bytes()
-    assert b"median/test_accuracy" in content and b"seed-1/train_loss" in content
-
-
-@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
-def test_trackers_get_options_and_metrics(tiny_config, monkeypatch, tracker):
-    """The package is a stand-in that keeps what it is told."""
-    told = []
-
-    def keep(name):
-        return lambda *args, **named: told.append((name, args, named)) or run
-
-    run = SimpleNamespace(log=keep("log"), finish=keep("finish"))
-    names = ("set_tracking_uri", "start_run", "log_params", "log_metrics", "end_run")
-    module = SimpleNamespace(init=keep("init"), **{name: keep(name) for name in names})
-    monkeypatch.setitem(__import__("sys").modules, tracker, module)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    complete(tiny_config(tracker=tracker))
-    metrics = [args[0] for name, args, _ in told if name in ("log", "log_metrics")]
-    assert len(metrics) == 3 and "sm/median/test_loss" in metrics[-1]
-    if tracker == "wandb":
-        assert told[0][2]["mode"] == "offline" and told[0][2]["config"]["seeds"] == 2
-    assert told[-1][0] in ("finish", "end_run")
-
-
-def test_a_missing_tracker_is_a_line(tiny_config, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    with pytest.raises(UserError, match="pip install mlflow"):
-        complete(tiny_config(tracker="mlflow"))
-
-
-def test_a_bar_on_a_terminal(tiny_config, capsys):
-    lines = []
-    bar = progress.Bar()
-    bar.say = lines.append
-    complete(tiny_config(), progress=bar)
-    shown = capsys.readouterr().err
-    assert "3/3" in shown and "accuracy" in shown and "compiling epoch 1" in shown
-    assert "left 0 s" in shown and len(lines) == 1  # the data
-
-
-def test_time_left():
-    def after(epochs, seconds):
-        times = np.full(10, np.nan)
-        times[:epochs] = seconds
-        return SimpleNamespace(epoch=epochs, seconds=times)
-
-    assert progress.seconds_left(after(1, [50]), first=0) is None
-    assert progress.seconds_left(after(2, [50, 2]), first=0) == 16
-    # Going on after epoch 2: the third compiles again.
-    assert progress.seconds_left(after(3, [50, 2, 40]), first=2) is None
-    assert progress.seconds_left(after(4, [50, 2, 40, 4]), first=2) == 24
-    assert progress.seconds_left(after(10, 1), first=0) == 0
-    assert progress.clock(59.6) == "1 min 00 s" and progress.clock(3720) == "1 h 02 min"

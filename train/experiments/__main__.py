@@ -1,5 +1,5 @@
 import sys
 
-from train.experiments.harness.main import main
+from train.cli import main
 
-sys.exit(main())
+sys.exit(main(["experiments", *sys.argv[1:]]))

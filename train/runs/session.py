@@ -108,15 +108,7 @@ class Session:
     def _check_packages(self) -> None:
         """ImportError with the remedy if a package is missing that training needs."""
         kind = "npz" if self.config.dataset.endswith(".npz") else self.config.dataset
-        data_package = DATA_PACKAGES.get(kind, "tensorflow_datasets")
-        missing = [
-            name for name in (*PACKAGES, data_package) if not _is_installed(name)
-        ]
-        if missing:
-            raise ImportError(
-                f"training needs {', '.join(missing)}, not installed here: "
-                "pip install -e '.[train]' in the checkout of ibnn_jax"
-            )
+        check_packages(*PACKAGES, DATA_PACKAGES.get(kind, "tensorflow_datasets"))
 
     def _load_data(self) -> "Dataset":
         """The data set, the same in every process; the devices can take the seeds."""
@@ -304,6 +296,16 @@ def environment() -> dict:
             "processes": jax.process_count(),
         },
     }
+
+
+def check_packages(*names: str) -> None:
+    """Raise ImportError with the remedy if one of these packages is missing."""
+    missing = [name for name in names if not _is_installed(name)]
+    if missing:
+        raise ImportError(
+            f"training needs {', '.join(missing)}, not installed here: "
+            "pip install -e '.[train]' in the checkout of ibnn_jax"
+        )
 
 
 def _is_installed(module: str) -> bool:

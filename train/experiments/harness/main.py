@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from train.command import run_command
+from train.distributed import processes
 from train.engine import compile_cache
 from train.errors import Stopped, UserError
 from train.experiments.harness import options
@@ -19,7 +20,7 @@ from train.experiments.harness.results import Results, label
 from train.experiments.harness.show import show
 from train.experiments.harness.study import Study
 from train.runs.files import write_json
-from train.runs.session import environment
+from train.runs.session import PACKAGES, check_packages, environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +36,10 @@ def run(name: str, chosen: Options, caught: Sequence[int] = ()) -> Path:
         caught: the signals that asked the program to stop, so far.
 
     Raises:
-        UserError: the folder cannot be written, or is damaged.
+        UserError: the folder cannot be written, or is damaged; a package is missing.
         Stopped: a signal came; every finished point is saved.
     """
+    processes.ALONE.together(lambda: check_packages(*PACKAGES))
     experiment = importlib.import_module(f"train.experiments.{name}")
     folder = chosen.folder(name)
     try:
