@@ -279,7 +279,8 @@ def compare(z, gradients, y, lam, p, w, v, batch: Batch) -> dict[str, float]:
     for name, found in (("lam", found_lam), ("p", found_p)):
         true, sizes = -(free * terms[name]).sum(), abs(free * terms[name]).sum()
         # What rounding leaves of the terms, sech^2 next to 0 among them.
-        floor = 4 * eps * abs(free).sum() * (1 if name == "lam" else abs(lam) * size)
+        scale = most if name == "lam" else most * abs(lam) * size
+        floor = 4 * eps * abs(free).sum() * scale
         error = abs(found[0] - true)
         shares[name] = _over(error, max(0.03 * abs(true), 0.02 * sizes) + floor)
     if found_w is not None:
