@@ -7,7 +7,7 @@ Solvers: `MeanField`, `Newton`, `Anderson`, `Broyden`, `GradientDescent`, `Picar
 Networks on disk: `save`, `load`, `saveable`, `from_torch_state_dict`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
 The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`;
-its rivals `NormBounded`, `MON`; `EquilibriumClassifier`.
+its rivals `NormBounded`, `MON`; `EquilibriumClassifier`, `ConvolutionalFront`.
 Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
 """
 
@@ -34,6 +34,7 @@ from ibnn_jax.ibnn.solve import (
 )
 from ibnn_jax.nn.classifier import EquilibriumClassifier
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
+from ibnn_jax.nn.front import ConvolutionalFront
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
 from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
@@ -52,6 +53,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Anderson",
     "Broyden",
+    "ConvolutionalFront",
     "Dense",
     "EquilibriumClassifier",
     "GradientDescent",

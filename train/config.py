@@ -114,6 +114,9 @@ class Config:
         limit=AT_LEAST_1, compiled=True)
     gamma: float = option("model", 0.0, "bound on the matrix measure of A in nemon",
         limit=LESS_THAN_1, compiled=True)
+    front: str | None = option("model", None,
+        "channels of 4x4 convolutions of stride 2 before the layer of nemon, such as "
+        "16,32; default: none", compiled=True)
 
     solver: str = option("solver", "auto",
         "solver of the implicit layers; auto: the library's choice, on CPUs with one "
@@ -259,6 +262,16 @@ class Config:
             )
 
     @property
+    def front_channels(self) -> tuple[int, ...]:
+        """Channels after each convolution before the layer of nemon; often none."""
+        counts = self.front.split(",") if self.front else []
+        if not all(count.isdecimal() and int(count) for count in counts):
+            raise ValueError(
+                f"front must be channels such as 16,32, not {self.front!r}"
+            )
+        return tuple(map(int, counts))
+
+    @property
     def window(self) -> tuple[int, int] | None:
         """(height, width) of a local coupling; None if the coupling is not local."""
         if self.coupling in ("channel", "layer", "pixel"):
@@ -290,7 +303,7 @@ class Config:
                 f"first_seed + seeds must be at most 2^32, not "
                 f"{self.first_seed + self.seeds}"
             )
-        for name in ("lipschitz_weight", "certified_eps"):
+        for name in ("lipschitz_weight", "certified_eps", "front_channels"):
             if getattr(self, name) and self.model != "nemon":
                 raise ValueError(f"{name} is for model nemon, not {self.model}")
         if self.x64 and self.precision != "float32":
@@ -328,7 +341,8 @@ class Config:
     def network(self) -> str:
         """The network of a resolved run, in short."""
         if self.model == "nemon":
-            return f"NEMON({self.features}), gamma {self.gamma:g}"
+            front = f"convolutions of {self.front}, " if self.front else ""
+            return f"{front}NEMON({self.features}), gamma {self.gamma:g}"
         return f"UCN({self.layers},{self.channels})"
 
     def resolved(self) -> "Config":

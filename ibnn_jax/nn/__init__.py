@@ -3,6 +3,7 @@
 implicit_bias.py  the implicit bias between an affine map and its activation
 layers.py         IBNNLinear, IBNNConv
 nemon.py          NEMON, NEMONConv, and the rivals NormBounded and MON
+front.py          ConvolutionalFront, explicit convolutions before one of these
 classifier.py     EquilibriumClassifier: one of these, a readout, and its certificates
 ucn.py            UCN(L, C), its standard twin, the transfer of weights
 saving.py         networks on disk; recipe.py: how they are built, as JSON
@@ -12,6 +13,7 @@ convolution.py    a convolution that stays fast on CPUs in loops and under vmap
 
 from ibnn_jax.nn.classifier import EquilibriumClassifier
 from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
+from ibnn_jax.nn.front import ConvolutionalFront
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
 from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
@@ -21,6 +23,7 @@ from ibnn_jax.nn.torch_weights import from_torch_state_dict
 from ibnn_jax.nn.ucn import UCN, transfer
 
 __all__ = [
+    "ConvolutionalFront",
     "EquilibriumClassifier",
     "IBNNConv",
     "IBNNLinear",

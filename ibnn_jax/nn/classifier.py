@@ -1,7 +1,6 @@
 """A classifier with one equilibrium layer, with its bounds and certificates."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import jax
@@ -12,20 +11,23 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax import nemon
 from ibnn_jax.core.solution import Stats
+from ibnn_jax.nn.front import Pixels
 from ibnn_jax.nn.nemon import NEMON
 from ibnn_jax.nn.recipe import saveable
 
 
 @saveable
 class EquilibriumClassifier(nnx.Module):
-    """y = C z + c with z = phi(A z + B x + b) and x the pixels of an image.
+    """y = C z + c with z = phi(A z + B x + b) and x an image: its pixels, or a front's.
 
     Args:
         image_shape: of one image; images [N, *image_shape].
         classes: the number of logits.
         features: the size of z.
-        layer: called as layer(pixels, features, rngs=rngs): `NEMON`, a
+        layer: called as layer(size of x, features, rngs=rngs): `NEMON`, a
             `functools.partial` of it, or one of its rivals `NormBounded` and `MON`.
+        front: called as front(image_shape, rngs=rngs): `ConvolutionalFront` or a
+            `functools.partial` of it, whose output is x; None takes the pixels.
         rngs: random streams.
 
     Example:
@@ -42,16 +44,19 @@ class EquilibriumClassifier(nnx.Module):
         *,
         features: int = 100,
         layer: Callable[..., Any] = NEMON,
+        front: Callable[..., Any] | None = None,
         rngs: nnx.Rngs,
     ):
-        self.layer = layer(prod(image_shape), features, rngs=rngs)
+        front = Pixels if front is None else front
+        self.front = front(image_shape, rngs=rngs)
+        self.layer = layer(self.front.features, features, rngs=rngs)
         self.readout = nnx.Linear(features, classes, rngs=rngs)
 
     def __call__(
         self, images: Float[Array, "N ..."], *, return_stats: bool = False
     ) -> Float[Array, "N q"] | tuple[Float[Array, "N q"], list[Stats]]:
         """The logits; with return_stats, (logits, [Stats of the layer])."""
-        z, stats = self.layer(_flat(images), return_stats=True)
+        z, stats = self.layer(self.front(images), return_stats=True)
         logits = self.readout(z)
         return (logits, [stats]) if return_stats else logits
 
@@ -61,12 +66,14 @@ class EquilibriumClassifier(nnx.Module):
         return self.readout.kernel[...].T
 
     def lipschitz(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """`nemon.lipschitz` from the pixels to the logits."""
-        return self.layer.lipschitz(self.C)
+        """`nemon.lipschitz` from the pixels to the logits, times the front's."""
+        front = self.front.lipschitz()
+        paper, componentwise = self.layer.lipschitz(self.C)
+        return front * paper, front * componentwise
 
     def regulariser(self) -> Float[Array, ""]:
-        """`nemon.regulariser` from the pixels to the logits."""
-        return self.layer.regulariser(self.C)
+        """`nemon.regulariser` from the pixels to the logits, times the front's bound."""
+        return self.front.lipschitz() * self.layer.regulariser(self.C)
 
     def margins(
         self, images: Float[Array, "N ..."], labels: Int[Array, "N"], eps: float | Array
@@ -76,9 +83,8 @@ class EquilibriumClassifier(nnx.Module):
         Differentiable: a loss on these margins is certified training.
         """
         assert self.readout.bias is not None
-        x = _flat(images)
-        lo, hi = jnp.clip(x - eps, 0, 1), jnp.clip(x + eps, 0, 1)
-        z_lo, z_hi = self.layer.interval(lo, hi)
+        lo, hi = jnp.clip(images - eps, 0, 1), jnp.clip(images + eps, 0, 1)
+        z_lo, z_hi = self.layer.interval(*self.front.interval(lo, hi))
         return nemon.margins(self.C, self.readout.bias[...], z_lo, z_hi, labels)
 
     def certified(
@@ -92,7 +98,3 @@ class EquilibriumClassifier(nnx.Module):
     def lams(self) -> list[Array]:
         """No implicit bias: none."""
         return []
-
-
-def _flat(images):
-    return images.reshape(len(images), -1)

@@ -65,11 +65,13 @@ def _equilibrium(config: Config, image_shape, classes: int, key: jax.Array):
         tol=config.tol,
         max_steps=config.max_steps,
     )
+    front = partial(ibnn_jax.ConvolutionalFront, channels=config.front_channels)
     return ibnn_jax.EquilibriumClassifier(
         image_shape,
         classes,
         features=config.features,
         layer=layer,
+        front=front if config.front else None,
         rngs=nnx.Rngs(key),
     )
 
