@@ -194,7 +194,8 @@ class EnsembleProgram:
         """Evaluate one network on test and validation images, all in one pass.
 
         Returns:
-            test_loss, val_loss: means over the images of each part; NaN without any.
+            test_loss, val_loss: means over the images of each part; NaN without any. Of
+                certified training it is the loss of the worst logits, at certified_eps.
             test_correct, val_correct: numbers of images.
             test_certified: share of the images whose class no change of certified_eps
                 alters, if that is asked for.
@@ -212,15 +213,19 @@ class EnsembleProgram:
             # The last batch is padded with the first image, which then does not count.
             real = rows < size
             rows = jnp.where(real, rows, 0)
-            logits, stats = model(self._pixels(images[rows]), return_stats=True)
-            test = real & is_test[rows]
-            found = {
-                "test": self._scores(logits, labels[rows], test),
-                "val": self._scores(logits, labels[rows], real & ~is_test[rows]),
-            }
+            pixels, mine = self._pixels(images[rows]), labels[rows]
+            logits, stats = model(pixels, return_stats=True)
+            correct = logits.argmax(-1) == mine
+            test, val = real & is_test[rows], real & ~is_test[rows]
+            found = {}
             if self.config.certified_eps:
-                held = self._certified(model, images[rows], labels[rows])
+                margins = model.margins(pixels, mine, self.config.certified_eps)
+                held = (margins > 0).sum(1) == self.classes - 1  # 0 for the label
                 found["certified"] = (held & test).sum(dtype=jnp.int32)
+                logits = -margins
+            losses = cross_entropy(logits.astype(self.dtype), mine)
+            found["test"] = _scores(losses, correct, test)
+            found["val"] = _scores(losses, correct, val)
             return found, [_solver_sums(each, test) for each in stats]
 
         found, stats = jax.lax.map(one_batch, rows)
@@ -239,16 +244,6 @@ class EnsembleProgram:
         if lams:
             totals["lam"] = jnp.concatenate([jnp.ravel(lam) for lam in lams])
         return totals
-
-    def _scores(self, logits, labels, counted: Bool[Array, " N"]) -> dict[str, Array]:
-        losses = cross_entropy(logits.astype(self.dtype), labels)
-        losses = jnp.where(counted, losses, 0)
-        correct = counted & (logits.argmax(-1) == labels)
-        return {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.int32)}
-
-    def _certified(self, model, images, labels) -> Bool[Array, " N"]:
-        pixels = self._pixels(images)
-        return model.certified(pixels, labels, self.config.certified_eps)
 
     def _solver_totals(self, stats: list[dict[str, Array]]) -> dict[str, Array]:
         """The statistics of each layer over all batches: [layers]."""
@@ -291,6 +286,14 @@ class EnsembleProgram:
 
         traced.__name__ = function.__name__.lstrip("_")
         return jax.jit(traced, compiler_options=options)
+
+
+def _scores(losses, correct, counted: Bool[Array, " N"]) -> dict[str, Array]:
+    """The losses and right answers among the counted images, summed."""
+    return {
+        "loss": jnp.where(counted, losses, 0).sum(),
+        "correct": (counted & correct).sum(dtype=jnp.int32),
+    }
 
 
 def _solver_sums(stats, counted: Bool[Array, " N"]) -> dict[str, Array]:
