@@ -166,8 +166,10 @@ class Config:
         limit=AT_LEAST_0, compiled=True)
     certified_eps: float = option("training", 0.0,
         "certified training of nemon: largest change of a pixel, out of 1, under which "
-        "its class shall hold; reached after half of the epochs", limit=AT_LEAST_0,
-        compiled=True)
+        "its class shall hold", limit=AT_LEAST_0, compiled=True)
+    train_eps: float | None = option("training", None,
+        "the change that certified training itself allows, reached after half of the "
+        "epochs; default: certified_eps. A larger one overfits less", limit=POSITIVE)
     optimizer: str | None = option("training", None,
         "default: sgd with momentum; adam for nemon", choices=OPTIMIZERS, compiled=True)
     schedule: str | None = option("training", None,
@@ -306,6 +308,8 @@ class Config:
         for name in ("lipschitz_weight", "certified_eps", "front_channels"):
             if getattr(self, name) and self.model != "nemon":
                 raise ValueError(f"{name} is for model nemon, not {self.model}")
+        if self.train_eps and not self.certified_eps:
+            raise ValueError("train_eps needs certified_eps")
         if self.x64 and self.precision != "float32":
             raise ValueError(f"x64 must be off with precision {self.precision}")
 

@@ -66,13 +66,13 @@ class EquilibriumClassifier(nnx.Module):
         return self.readout.kernel[...].T
 
     def lipschitz(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """`nemon.lipschitz` from the pixels to the logits, times the front's."""
+        """`nemon.lipschitz` from pixels to logits, times the front's bound."""
         front = self.front.lipschitz()
         paper, componentwise = self.layer.lipschitz(self.C)
         return front * paper, front * componentwise
 
     def regulariser(self) -> Float[Array, ""]:
-        """`nemon.regulariser` from the pixels to the logits, times the front's bound."""
+        """`nemon.regulariser` from pixels to logits, times the front's bound."""
         return self.front.lipschitz() * self.layer.regulariser(self.C)
 
     def margins(

@@ -1,4 +1,4 @@
-"""What an equilibrium layer is given of an image, with bounds: pixels or convolutions."""
+"""What an equilibrium layer is given of an image, with bounds on it."""
 
 from math import prod
 

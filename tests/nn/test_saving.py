@@ -103,6 +103,9 @@ NETWORKS = {
     "equilibrium": lambda: ib.EquilibriumClassifier(
         (6, 6, 1), 3, features=5, layer=partial(ib.NEMON, gamma=0.5), **RNGS
     ),
+    "front": lambda: ib.EquilibriumClassifier(
+        (6, 6, 1), 3, front=partial(ib.ConvolutionalFront, channels=(2,)), **RNGS
+    ),
     "own": lambda: Residual([36, 16, 8], lam=-0.5, activation=jnp.tanh, **RNGS),
     "own parts": lambda: Residual(
         (36, 4),

@@ -1,5 +1,7 @@
 """Training of NEMON: what the loss adds, certified training, what a run records."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +64,18 @@ def test_certified_training_certifies(nemon, tiny_data):
     accuracy = last.history["test_accuracy"][0]
     assert certified[-1] > certified[0] and (certified <= accuracy).all()
     assert certified[-1] > 0.4
+    # The epoch is chosen by the worst logits in the boxes, not by plain accuracy.
+    loss = last.history["test_loss"][0]
+    assert last.best_loss[0] == loss.min() and loss.argmin() > 10
+
+
+def test_convolutions_before_the_layer(nemon, tiny_data):
+    config = nemon(epochs=6, front="3", certified_eps=0.01)
+    last = loop.train(config, tiny_data())
+    loss = last.history["train_loss"]
+    assert (loss[:, -1] < loss[:, 0]).all()
+    assert last.state.params["front"]["convolutions"][0]["kernel"].shape == (2, 16, 3)
+    assert "convolutions of 3, NEMON(6)" in config.network
 
 
 def test_what_changes_from_epoch_to_epoch():
@@ -73,12 +87,17 @@ def test_what_changes_from_epoch_to_epoch():
     assert eps[0] == 0 and (np.diff(eps) >= 0).all()
     np.testing.assert_allclose(eps[15:], 0.2, rtol=1e-6)
     np.testing.assert_allclose(share[-1], 0.5)
+    wider = dataclasses.replace(config, train_eps=0.3)
+    np.testing.assert_allclose(objective.paces(wider, 30)[-1].eps, 0.3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"model": "nemon", "gamma": 1.0}, "gamma must be below 1"),
+        ({"model": "sm", "front": "16,32"}, "for model nemon, not sm"),
+        ({"model": "nemon", "train_eps": 0.1}, "train_eps needs certified_eps"),
+        ({"model": "nemon", "front": "16x32"}, "channels such as 16,32"),
         ({"model": "ibnn", "lipschitz_weight": 0.1}, "for model nemon, not ibnn"),
         ({"model": "nemon", "optimizer": "adams"}, "did you mean adam"),
     ],

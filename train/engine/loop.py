@@ -50,9 +50,10 @@ class Snapshot:
         history: name -> [S, epochs] or [S, epochs, n], float64, NaN where to come:
             train_loss, train_accuracy (both over the epoch's steps, as the weights
             changed), test_loss, test_accuracy; val_loss, val_accuracy with validation
-            images; both losses of the worst logits where certified_eps is given; for IBNN lam, solver_steps, solver_steps_max, solver_converged,
-            solver_residual_max, of the test images; for NEMON the same but lam, and
-            test_certified where certified_eps is given.
+            images; for IBNN lam, solver_steps, solver_steps_max, solver_converged,
+            solver_residual_max, of the test images; for NEMON the same but lam. Where
+            certified_eps is given test_certified, and test_loss and val_loss are those
+            of the worst logits.
         seconds: of each epoch [epochs], compiling and evaluation included.
     """
 

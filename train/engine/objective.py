@@ -35,7 +35,8 @@ def paces(config: Config, epochs: int) -> list[Pace]:
     rate = SCHEDULES[config.schedule](epochs, config.lr_min, config.lr_max)
     done = np.clip((np.arange(epochs) + 1 - PLAIN_EPOCHS) / (WIDENING * epochs), 0, 1)
     done = done.astype(np.float32)
-    eps, share = np.float32(config.certified_eps) * done, CERTIFIED_SHARE * done
+    widest = config.train_eps or config.certified_eps
+    eps, share = np.float32(widest) * done, CERTIFIED_SHARE * done
     return [Pace(*each) for each in zip(rate, eps, share, strict=True)]
 
 
