@@ -32,8 +32,10 @@ from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.solvers.newton import Newton
 
-# Up to here exact pairwise solutions cost at most six times what MeanField would.
-SMALL_GROUP = 128
+# Up to here exact pairwise solutions cost at most four times what MeanField would.
+SMALL_GROUP = 32
+# Up to here a few cells, then pairs, serve at the bound as well.
+FEW_NEURONS = 128
 
 
 def solve(
@@ -312,7 +314,8 @@ def default_solver(
     uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
     if not uniform or neurons <= SMALL_GROUP:
         return Newton()
-    return MeanField.at_the_bound() if at_the_bound else MeanField()
+    many = neurons > FEW_NEURONS
+    return MeanField.at_the_bound() if at_the_bound and many else MeanField()
 
 
 def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start) -> AbstractSolver:

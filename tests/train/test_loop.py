@@ -367,7 +367,8 @@ NEWTON = ibnn_jax.Newton()
         ({"solver": "meanfield", "kernels": False}, (28, 28, 1), WITHOUT_KERNELS),
         ({"train_lam": False, "lam": -0.1}, (28, 28, 1), MEAN_FIELD),
         ({"constraint": "nonpositive"}, (28, 28, 1), MEAN_FIELD),
-        ({}, (8, 8, 1), NEWTON),
+        ({}, (8, 8, 1), MEAN_FIELD),  # 64 neurons
+        ({}, (5, 6, 1), NEWTON),
         ({"coupling": "pixel"}, (28, 28, 1), NEWTON),
         ({"coupling": "5x5"}, (28, 28, 1), NEWTON),
         ({"adjoint": "unrolled"}, (28, 28, 1), "auto"),

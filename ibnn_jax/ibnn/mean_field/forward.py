@@ -69,9 +69,9 @@ class Forward:
     def solve(self) -> tuple[Solution, Residuals]:
         """First attempt, retries and the pairwise finish where needed, package."""
         problem, threshold = self.problem, self.threshold
-        attempt, points = solve_with_cells(self.setting, self.solver.attempts[0])
+        attempt, points = solve_with_cells(self.setting, self.cells[0])
         state = self._begin(attempt)
-        if self.later_cells or self.small:
+        if self.cells[1:] or self.small:
             state = jax.lax.cond(
                 self._missed(attempt).any(),
                 lambda state: self._finish(state, points),
@@ -98,10 +98,9 @@ class Forward:
         return threshold_of(self.problem, self.setting.tol, self.setting.span)
 
     @property
-    def later_cells(self) -> list[int]:
-        """The cells of the later attempts, as long as points are fewer than neurons."""
-        n = self.problem.y.shape[1]
-        return [count for count in self.solver.attempts[1:] if 2 * count + 2 < n]
+    def cells(self) -> tuple[int, ...]:
+        """The cells of every attempt."""
+        return self.solver.attempts(self.problem.y.shape[1])
 
     @property
     def small(self) -> bool:
@@ -115,14 +114,14 @@ class Forward:
         column = self.problem.y[:, :1]
         later = [
             jnp.zeros_like(jnp.repeat(column, 2 * count + 2, 1))
-            for count in self.later_cells
+            for count in self.cells[1:]
         ]
         return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
 
     def _finish(self, state: _State, points: Points) -> _State:
         """Retries, then pairs, each in the groups that missed the tolerance so far."""
         attempt, number, solved = state.attempt, state.number, []
-        for count, z in zip(self.later_cells, state.later):
+        for count, z in zip(self.cells[1:], state.later):
             attempt, z = self._retry(count, attempt, z, points)
             solved.append(z)
             number += self._missed(attempt).astype(jnp.int32)

@@ -51,11 +51,12 @@ class MeanField(AbstractSolver):
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once
-            p * (range of y) / m < 1. None takes (19, 63, 511) on CPUs and (63, 511)
-            elsewhere, where an attempt more costs more than points. Attempts with as
-            many points as neurons are left out, so 511 serves groups of more than
-            1024; each one costs a second or two of compilation. `at_the_bound` is the
-            choice for lam next to its bound.
+            p * (range of y) / m < 1. None takes 7 for groups of up to 64 neurons,
+            (7, 19) up to 128, and beyond (19, 63, 511) on CPUs and (63, 511) elsewhere,
+            where an attempt more costs more than points. Attempts with as many points
+            as neurons are left out, so 511 serves groups of more than 1024; each one
+            costs a second or two of compilation. `at_the_bound` is the choice for lam
+            next to its bound.
         default_tol: the tolerance when `solve` gets none.
         pairwise_max_size: largest n for the pairwise finish; larger groups that miss
             the tolerance are reported as MAX_STEPS.
@@ -77,13 +78,7 @@ class MeanField(AbstractSolver):
 
     def __post_init__(self):
         if self.cells is not None:
-            object.__setattr__(self, "cells", _whole_numbers(self.cells))
-        cells = self.attempts
-        if not cells or list(cells) != sorted(set(cells)) or cells[0] < 4:
-            raise ValueError(
-                "MeanField: cells must be increasing numbers, the first at least 4; "
-                f"got {self.cells}"
-            )
+            object.__setattr__(self, "cells", _increasing(self.cells))
         options = {
             "default_tol": check_between(
                 "MeanField: default_tol", self.default_tol, 0, math.inf
@@ -106,12 +101,13 @@ class MeanField(AbstractSolver):
         """
         return cls(cells=(19, 47, 95, 511)) if on_cpu() else cls()
 
-    @property
-    def attempts(self) -> tuple[int, ...]:
-        """The cells of every attempt."""
-        if self.cells is None:
-            return (19, 63, 511) if on_cpu() else (63, 511)
-        return self.cells
+    def attempts(self, n: int) -> tuple[int, ...]:
+        """The cells of every attempt on groups of n neurons.
+
+        Of the later ones those that have fewer points than neurons.
+        """
+        first, *later = self.cells or _cells_for(n)
+        return (first, *(count for count in later if 2 * count + 2 < n))
 
     @staticmethod
     def fits(op: Operator | None) -> bool:
@@ -160,10 +156,25 @@ def _as_it_is(f, *arrays):
     return f(*arrays)
 
 
-def _whole_numbers(cells) -> tuple[int, ...]:
+def _cells_for(n: int) -> tuple[int, ...]:
+    """Points that cost little beside n neurons, or beside their pairs."""
+    if n <= 64:
+        return (7,)
+    if n <= 128:
+        return (7, 19)
+    return (19, 63, 511) if on_cpu() else (63, 511)
+
+
+def _increasing(cells) -> tuple[int, ...]:
     try:
-        return tuple(operator.index(count) for count in cells)
+        whole = tuple(operator.index(count) for count in cells)
     except TypeError:
         raise ValueError(
             f"MeanField: cells must be increasing whole numbers; got {cells!r}"
         ) from None
+    if not whole or list(whole) != sorted(set(whole)) or whole[0] < 4:
+        raise ValueError(
+            "MeanField: cells must be increasing numbers, the first at least 4; "
+            f"got {cells}"
+        )
+    return whole
