@@ -60,7 +60,7 @@ def solve(
             axes; p > 0.
         coupling: `Uniform`, `Window` or `Dense`.
         solver: solver options, e.g. `Newton()`; "auto" is `MeanField()` for Uniform
-            groups of more than 128 neurons with a smooth sigma, else `Newton()`.
+            groups of more than 32 neurons with a smooth sigma, else `Newton()`.
         tol: a group has converged when max|r| <= tol (1 + s/2 + min(|lam| R, s)) and
             max|r| <= s / 1000, with r = y - lam B(z) - z the residual, s = max(y) -
             min(y) and R the largest row sum of w; None takes 1e-6 in float32, 1e-11 in
