@@ -82,7 +82,7 @@ class Implicit(AbstractAdjoint):
     any_order: bool = False
 
     def __post_init__(self):
-        options = asdict(self.linear)
+        options = asdict(self.linear)  # checked, and made Python numbers, there
         options["any_order"] = check_flag("any_order", self.any_order)
         for name, value in options.items():
             object.__setattr__(self, name, value)
@@ -139,6 +139,10 @@ class Phantom(AbstractAdjoint):
     The adjoint H^-1 is replaced by the first k terms of its Neumann series,
     damping * sum_j (I - damping H)^j, which approaches it as k grows where damping * H
     has its spectrum in (0, 2). k = 1, damping = 1 is Jacobian-free backpropagation.
+
+    Args:
+        k: how many steps are differentiated.
+        damping: the share of a Picard step that each of them takes, in (0, 1].
 
     References: Fung et al., JFB (2022); Geng et al., On training implicit models
     (2021).
@@ -222,18 +226,7 @@ def _any_order(settings, adjoint, problem, start):
         return solution.value - shift, aux
 
     def solve_tangent(hessian, v):
-        def solve(matvec, b):
-            size = jnp.abs(b).max(-1)
-            plain = jnp.ones_like(b)  # no preconditioner: H is not at hand
-            h = Linearisation(matvec, matvec, plain, symmetric=problem.symmetric)
-            return linear_solve(
-                h,
-                b,
-                tol=adjoint.linear.tolerance(b.dtype) * size,
-                max_steps=adjoint.max_steps,
-                active=jnp.isfinite(size),
-            ).x
-
+        solve = partial(_unpreconditioned, adjoint.linear, problem.symmetric)
         return jax.lax.custom_linear_solve(
             hessian, v, solve, solve, symmetric=problem.symmetric
         )
@@ -247,3 +240,16 @@ def _any_order(settings, adjoint, problem, start):
         stats.steps.astype(jnp.int32), stats.residual, stats.converged > 0, stats.trace
     )
     return Solution(z + shift, code.astype(jnp.int32), stats)
+
+
+def _unpreconditioned(settings: LinearSettings, symmetric: bool, matvec, b):
+    """x with matvec(x) = b, where nothing else is known of the matrix."""
+    size = jnp.abs(b).max(-1)
+    h = Linearisation(matvec, matvec, jnp.ones_like(b), symmetric=symmetric)
+    return linear_solve(
+        h,
+        b,
+        tol=settings.tolerance(b.dtype) * size,
+        max_steps=settings.max_steps,
+        active=jnp.isfinite(size),
+    ).x

@@ -101,7 +101,7 @@ def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."])
     """The arrays with the groups of `mask` filled; untouched where there are none.
 
     A branch on CPUs, because XLA then lays its results out once
-    (docs/notes/xla.md#branches); accelerators would wait for it longer than they
+    (docs/notes/xla.md#branch-layout); accelerators would wait for it longer than they
     select.
     """
 
@@ -153,7 +153,7 @@ def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
         start = jnp.zeros_like(count, dtype=jnp.int32)
         return jax.lax.while_loop(lambda carry: carry[0] < count, body, (start, x))[1]
 
-    # A branch, not a loop that may take no pass: docs/notes/xla.md#branches.
+    # A branch, not a loop that may take no pass: docs/notes/xla.md#branch-not-loop.
     return jax.lax.cond(count > 0, needed, lambda x: x, x)
 
 
@@ -195,7 +195,7 @@ def in_blocks(
             return jax.tree.map(lambda x: jnp.zeros_like(x[0]), blocks)
 
         # A branch that is always taken, so that a block has arrays of its own:
-        # docs/notes/xla.md#blocks.
+        # docs/notes/xla.md#always-taken-branch.
         def treat(k):
             grouped, rest = jax.lax.cond(k < count, cut, blank, k)
             return f(join(grouped), *rest)

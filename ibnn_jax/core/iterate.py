@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.batching import select
 from ibnn_jax.core.problem import AbstractProblem
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Simple(NamedTuple):
-    """The state of a solver without memory."""
+    """The state of a solver without memory: z and r = r(z)."""
 
     z: Float[Array, "G n"]
     r: Float[Array, "G n"]
@@ -26,20 +26,20 @@ class Run(NamedTuple):
     """How far the loop came."""
 
     z: Float[Array, "G n"]
-    residual: Float[Array, "G"]
-    steps: Array
-    trace: Array | None
+    residual: Float[Array, "G"]  # max_i |r_i| at z
+    steps: Int[Array, "G"]
+    trace: Float[Array, "G steps"] | None
 
 
 class _Carry(NamedTuple):
-    step: Array
-    state: Any
-    norm: Float[Array, "G"]
+    step: Int[Array, ""]  # of the loop
+    state: Any  # of the solver
+    norm: Float[Array, "G"]  # max_i |r_i|
     best: Float[Array, "G"]  # the least size of r so far
-    since: Array  # how many steps ago that was
-    steps: Array
+    since: Int[Array, "G"]  # how many steps ago that was
+    steps: Int[Array, "G"]  # taken while the group was active
     active: Bool[Array, "G"]
-    trace: Array | None
+    trace: Float[Array, "G steps"] | None
 
 
 def iterate(
@@ -57,8 +57,8 @@ def iterate(
     max_steps steps, through which reverse mode differentiates.
 
     Returns:
-        The Solution, and the solution of the centred problem, which adding the shift
-        rounds.
+        The Solution, and its value before the shift of `problem.centred` was added,
+        which rounds it.
     """
     problem, valid = problem.sanitised()
     threshold = problem.tolerance(settings.tol)
@@ -117,15 +117,16 @@ def run(
         history = jnp.zeros_like(rows).at[:, 0].set(norm)
     most, longer = jnp.int32(solver.patience), jnp.int32(5 * solver.patience)
     patience = jnp.where(problem.unique, most, longer)
+    none = jnp.zeros_like(norm, dtype=jnp.int32)
     carry = _Carry(
-        jnp.int32(0),
-        state,
-        norm,
-        size_of(state),
-        jnp.zeros_like(norm, dtype=jnp.int32),
-        jnp.zeros_like(norm, dtype=jnp.int32),
-        unmet(norm, state.z),
-        history,
+        step=jnp.int32(0),
+        state=state,
+        norm=norm,
+        best=size_of(state),
+        since=none,
+        steps=none,
+        active=unmet(norm, state.z),
+        trace=history,
     )
 
     def body(carry):
@@ -142,7 +143,16 @@ def run(
         active &= since < patience
         best = jnp.minimum(size, carry.best)
         steps = carry.steps + carry.active.astype(jnp.int32)
-        return _Carry(carry.step + 1, state, norm, best, since, steps, active, history)
+        return _Carry(
+            step=carry.step + 1,
+            state=state,
+            norm=norm,
+            best=best,
+            since=since,
+            steps=steps,
+            active=active,
+            trace=history,
+        )
 
     def unfinished(carry):
         # A sum, because Pallas kernels, in which this loop also runs, have no any().

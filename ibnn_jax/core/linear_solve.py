@@ -1,4 +1,9 @@
-"""Linear systems H x = b for many independent groups at once, and the adjoint's."""
+"""Linear systems H x = b for many independent groups at once, and the adjoint's.
+
+The methods are written here rather than taken from jax.scipy or lineax because each
+group stops on its own, a group that fails must say so and leave the others alone, and
+the loops also run inside a Pallas kernel, where vmap is not at hand.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,10 +21,12 @@ from ibnn_jax.core.solution import Result, Solution, Stats
 
 
 WEAK = 1e-3  # cosines below it count as a breakdown of the recurrence of bicgstab
-ATTEMPTS = 3  # at an adjoint system
+ATTEMPTS = 3  # most solves of one adjoint system, each of what the last one missed
 
 
 class LinearSolution(NamedTuple):
+    """What `linear_solve` returns, per group."""
+
     x: Float[Array, "G n"]
     residual: Float[Array, "G"]  # max_i |b - H x|_i by the recurrence, over weight > 0
     steps: Int[Array, "G"]
@@ -53,6 +60,7 @@ class LinearSettings:
         object.__setattr__(self, name, most)
 
     def tolerance(self, dtype) -> float:
+        """The relative tolerance in this dtype."""
         default = 1e-11 if jnp.dtype(dtype).itemsize == 8 else 1e-6
         tol = default if self.tol is None else self.tol
         return max(tol, 8 * float(jnp.finfo(dtype).eps))
@@ -66,7 +74,12 @@ def linear_solve(
     max_steps: int,
     active: Bool[Array, "G"],
 ) -> LinearSolution:
-    """Solve H x = b by the method that suits H, until max|b - H x| <= tol."""
+    """Solve H x = b by the method that suits H, until max|b - H x| <= tol.
+
+    Args:
+        tol: absolute, per group.
+        active: the groups to solve; the others stay at x = 0.
+    """
     if h.symmetric:
         return conjugate_gradient(
             h.matvec,
@@ -115,8 +128,8 @@ def conjugate_gradient(
     def largest(r):
         return jnp.where(counted, jnp.abs(r), 0).max(-1)
 
-    def body(carry):
-        k, x, r, d, rho, active, steps = carry
+    def body(state):
+        step, x, r, d, rho, active, steps = state
         ad = matvec(d)
         curvature = dot(d, ad)
         good = active & (curvature > 0)
@@ -128,19 +141,37 @@ def conjugate_gradient(
         beta = jnp.where(good, rho / jnp.where(good, last, 1), 0)[:, None]
         active = good & (largest(r) > tol)
         steps = steps + good.astype(jnp.int32)
-        return k + 1, x, r, q + beta * d, rho, active, steps
+        return _CGState(step + 1, x, r, q + beta * d, rho, active, steps)
+
+    def unfinished(state):
+        # A sum, because Pallas kernels have no any().
+        return (state.step < max_steps) & (state.active.sum() > 0)
 
     d = preconditioner * b
     rho = dot(b, d)
-    going = active & (largest(b) > tol)
-    steps = jnp.zeros_like(rho, dtype=jnp.int32)
-    carry = (jnp.int32(0), jnp.zeros_like(b), b, d, rho, going, steps)
-    _, x, r, *_, steps = jax.lax.while_loop(
-        lambda c: (c[0] < max_steps) & (c[5].sum() > 0), body, carry
+    start = _CGState(
+        step=jnp.int32(0),
+        x=jnp.zeros_like(b),
+        r=b,
+        d=d,
+        rho=rho,
+        active=active & (largest(b) > tol),
+        steps=jnp.zeros_like(rho, dtype=jnp.int32),
     )
-    residual = largest(r)
-    x = jnp.where(counted | ~active[:, None], x, inverse_diagonal * r)
-    return LinearSolution(x, residual, steps, residual <= tol)
+    end = jax.lax.while_loop(unfinished, body, start)
+    residual = largest(end.r)
+    x = jnp.where(counted | ~active[:, None], end.x, inverse_diagonal * end.r)
+    return LinearSolution(x, residual, end.steps, residual <= tol)
+
+
+class _CGState(NamedTuple):
+    step: Int[Array, ""]  # of the loop
+    x: Float[Array, "G n"]
+    r: Float[Array, "G n"]  # b - A x, by the recurrence
+    d: Float[Array, "G n"]  # the direction of the next step
+    rho: Float[Array, "G"]  # r . preconditioned r
+    active: Bool[Array, "G"]
+    steps: Int[Array, "G"]
 
 
 def bicgstab(
@@ -169,8 +200,8 @@ def bicgstab(
         """a / b, and 0 where b is 0."""
         return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
-    def body(c):
-        k, x, r, shadow, d, rho, active, steps, best, best_x = c
+    def body(state):
+        step, x, r, shadow, d, rho, active, steps, best, best_x = state
         pd = inverse_diagonal * d
         ad = matvec(pd)
         along = dot(shadow, ad)
@@ -196,18 +227,42 @@ def bicgstab(
         best = jnp.where(better, norm, best)
         best_x = jnp.where(better[:, None], x, best_x)
         active = active & (best > tol) & jnp.isfinite(norm)
-        steps = steps + c[6].astype(jnp.int32)
-        return k + 1, x, r, shadow, d, rho, active, steps, best, best_x
+        steps = steps + state.active.astype(jnp.int32)
+        return _BiCGSTABState(
+            step + 1, x, r, shadow, d, rho, active, steps, best, best_x
+        )
+
+    def unfinished(state):
+        return (state.step < max_steps) & state.active.any()
 
     norm = jnp.abs(b).max(-1)
-    going = active & (norm > tol)
-    steps = jnp.zeros_like(norm, dtype=jnp.int32)
-    zero = jnp.zeros_like(b)
-    carry = (jnp.int32(0), zero, b, b, b, dot(b, b), going, steps, norm, zero)
-    *_, steps, best, x = jax.lax.while_loop(
-        lambda c: (c[0] < max_steps) & c[6].any(), body, carry
+    start = _BiCGSTABState(
+        step=jnp.int32(0),
+        x=jnp.zeros_like(b),
+        r=b,
+        shadow=b,
+        d=b,
+        rho=dot(b, b),
+        active=active & (norm > tol),
+        steps=jnp.zeros_like(norm, dtype=jnp.int32),
+        best=norm,
+        best_x=jnp.zeros_like(b),
     )
-    return LinearSolution(x, best, steps, best <= tol)
+    end = jax.lax.while_loop(unfinished, body, start)
+    return LinearSolution(end.best_x, end.best, end.steps, end.best <= tol)
+
+
+class _BiCGSTABState(NamedTuple):
+    step: Int[Array, ""]  # of the loop
+    x: Float[Array, "G n"]
+    r: Float[Array, "G n"]  # b - A x, by the recurrence
+    shadow: Float[Array, "G n"]  # the shadow residual
+    d: Float[Array, "G n"]  # the direction of the next step
+    rho: Float[Array, "G"]  # shadow . r
+    active: Bool[Array, "G"]
+    steps: Int[Array, "G"]
+    best: Float[Array, "G"]  # the smallest max|r| so far
+    best_x: Float[Array, "G n"]  # and where it was
 
 
 def solve_adjoint(
@@ -243,6 +298,15 @@ def solve_adjoint(
     return Solution(value, code, Stats(steps, scale * relative, converged))
 
 
+class _Refinement(NamedTuple):
+    attempt: Int[Array, ""]
+    x: Float[Array, "G n"]
+    r: Float[Array, "G n"]  # b - H x, computed anew
+    size: Float[Array, "G"]  # max|r|
+    steps: Int[Array, "G"]
+    active: Bool[Array, "G"]
+
+
 def _refined(h: Linearisation, b, active, settings: LinearSettings):
     """(x, max|b - H x|, steps), b of size 1; solved again for what an attempt missed.
 
@@ -251,8 +315,8 @@ def _refined(h: Linearisation, b, active, settings: LinearSettings):
     """
     goal = jnp.full_like(b[:, 0], 0.5 * settings.tolerance(b.dtype))
 
-    def attempt(carry):
-        k, x, r, _, steps, active = carry
+    def attempt(state):
+        number, x, r, _, steps, active = state
         solved = linear_solve(
             h, r, tol=goal, max_steps=settings.max_steps, active=active
         )
@@ -260,12 +324,19 @@ def _refined(h: Linearisation, b, active, settings: LinearSettings):
         r = b - h.matvec(x)
         size = jnp.abs(r).max(-1)
         lost = active & (size > settings.max_relative_residual)
-        return k + 1, x, r, size, steps + solved.steps, lost
+        return _Refinement(number + 1, x, r, size, steps + solved.steps, lost)
+
+    def unfinished(state):
+        return (state.attempt < ATTEMPTS) & state.active.any()
 
     size = jnp.abs(b).max(-1)
-    steps = jnp.zeros_like(size, dtype=jnp.int32)
-    first = (jnp.int32(0), jnp.zeros_like(b), b, size, steps, active)
-    _, x, _, size, steps, _ = jax.lax.while_loop(
-        lambda c: (c[0] < ATTEMPTS) & c[5].any(), attempt, first
+    start = _Refinement(
+        attempt=jnp.int32(0),
+        x=jnp.zeros_like(b),
+        r=b,
+        size=size,
+        steps=jnp.zeros_like(size, dtype=jnp.int32),
+        active=active,
     )
-    return x, size, steps
+    end = jax.lax.while_loop(unfinished, attempt, start)
+    return end.x, end.size, end.steps

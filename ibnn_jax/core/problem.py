@@ -94,8 +94,8 @@ class AbstractProblem(ABC):
         return jnp.abs(r).max(-1)
 
     def sanitised(self) -> tuple[Self, Bool[Array, "G"]]:
-        """(this problem with harmless numbers in groups that hold NaN or infinity,
-        which groups held none)."""
+        """(this problem with harmless numbers in place of groups that hold NaN or
+        infinity, which groups hold neither)."""
         start = self.start()
         valid = jnp.isfinite(start).all(-1) & jnp.isfinite(self.residual(start)).all(-1)
         grouped, join = self.parts()
@@ -110,7 +110,7 @@ class AbstractProblem(ABC):
         return lost <= self.tolerance(tol)
 
     def known_adjoint(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
-        """A part of v whose solution u of H^T u = v is this part itself, or 0."""
+        """A part of v that H^T maps to itself, so that only the rest is solved for."""
         return jnp.zeros_like(v)
 
     @property
@@ -123,7 +123,11 @@ class AbstractProblem(ABC):
         return jnp.ones_like(self.start()[:, 0], dtype=bool)
 
     def close(self, r: Float[Array, "G n"]) -> Bool[Array, "G"]:
-        """Whether a Newton step is in place although the solution may not be unique."""
+        """Whether Newton steps may be taken here, [G].
+
+        Always where the solution is unique; elsewhere only near a solution, so that
+        Newton finishes what the safe steps began.
+        """
         return self.unique
 
     def linearise(self, z: Float[Array, "G n"]) -> Linearisation:

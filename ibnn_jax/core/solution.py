@@ -36,7 +36,12 @@ class Stats(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """value: the answer; result: `Result` codes (int32) per group; stats: `Stats`."""
+    """What a solve returns.
+
+    value: the answer; NaN in groups whose result is `Result.NONFINITE`.
+    result: `Result` codes (int32), one per group.
+    stats: `Stats`, per group.
+    """
 
     value: Array
     result: Int[Array, "*groups"]

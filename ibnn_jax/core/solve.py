@@ -35,7 +35,8 @@ def solve(
     """Solve r(z) = 0 in every group of a problem.
 
     Args:
-        problem: G systems of n unknowns. solver: e.g. `ibnn_jax.Newton()`.
+        problem: G systems of n unknowns.
+        solver: e.g. `ibnn_jax.Newton()`.
         tol: relative, see `AbstractProblem.tolerance`; None takes the solver's.
         max_steps: most steps, 500 when None.
         trace: keep the residual after every step in `stats.trace`.
@@ -47,7 +48,8 @@ def solve(
     Raises:
         ValueError: solver, tol or max_steps is not what it should be.
     """
-    return solved(settings_for(solver, problem, tol, max_steps, trace), problem, start)
+    settings = settings_for(solver, problem, tol, max_steps, trace)
+    return solve_with(settings, problem, start)
 
 
 def fixed_point(
@@ -70,7 +72,7 @@ def fixed_point(
     adjoint = Implicit() if adjoint is None else adjoint
     settings = settings_for(solver, problem, tol, max_steps, False)
     adjoint.check(settings)
-    return differentiable(settings, adjoint, problem, start)
+    return fixed_point_with(settings, adjoint, problem, start)
 
 
 def settings_for(
@@ -117,8 +119,8 @@ def check_solver(solver) -> None:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
 @full_precision
-def solved(settings: SolveSettings, problem: AbstractProblem, start) -> Solution:
-    """`solve`, with settings at hand."""
+def solve_with(settings: SolveSettings, problem: AbstractProblem, start) -> Solution:
+    """`solve`, compiled, with settings that are checked already."""
     return settings.solver.solve(problem, settings, start)[0]
 
 
@@ -129,13 +131,13 @@ def _no_derivative(*_):
     )
 
 
-solved.defvjp(lambda *args: (solved(*args), None), _no_derivative)
+solve_with.defvjp(lambda *args: (solve_with(*args), None), _no_derivative)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @full_precision
-def differentiable(
+def fixed_point_with(
     settings: SolveSettings, adjoint: AbstractAdjoint, problem: AbstractProblem, start
 ) -> Solution:
-    """`fixed_point`, with settings at hand."""
+    """`fixed_point`, compiled, with settings that are checked already."""
     return adjoint.apply(settings, problem, start)

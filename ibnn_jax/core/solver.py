@@ -40,7 +40,7 @@ class AbstractSolver(ABC):
     def solve(
         self, problem: AbstractProblem, settings: "SolveSettings", start=None
     ) -> tuple[Solution, Any]:
-        """(the Solution on groups, what `pullback` needs of it)."""
+        """(the Solution on groups, the residuals that `pullback` is given)."""
 
     @abstractmethod
     def pullback(
@@ -92,21 +92,23 @@ class IterativeSolver(AbstractSolver):
         """
 
     def solve(self, problem, settings, start=None):
-        def found(problem, start):
+        def on_groups(problem, start):
             return iterate(self, problem, settings, start)
 
-        return merge_vmap(in_blocks(found, _row))(problem, start)
+        return merge_vmap(in_blocks(on_groups, _largest_row))(problem, start)
 
     def pullback(self, problem, residuals, v, adjoint):
-        def solved(problem, z, v):
+        def on_groups(problem, z, v):
             return solve_adjoint(problem, z, v, adjoint.linear).value
 
         z = residuals  # of the centred problem
-        u = merge_vmap(in_blocks(solved, _row))(problem.centred()[0], z, v)
-        # dL/dtheta = u . dr/dtheta; made again rather than kept, it holds pairs.
+        solve_groups = merge_vmap(in_blocks(on_groups, _largest_row))
+        u = solve_groups(problem.centred()[0], z, v)
+        # dL/dtheta = u . dr/dtheta. Computed again in the backward pass rather than
+        # stored: r may go through an array of `largest_row` numbers per group.
         residual = jax.checkpoint(lambda problem: problem.centred()[0].residual(z))
         return jax.vjp(residual, problem)[1](u)[0]
 
 
-def _row(problem: AbstractProblem) -> int:
+def _largest_row(problem: AbstractProblem) -> int:
     return problem.largest_row

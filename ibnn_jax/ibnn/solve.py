@@ -14,15 +14,13 @@ from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_groups
-from ibnn_jax.core.options import check_count
+from ibnn_jax.core.options import check_count, check_steps, check_tol
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solve import (
     check_solver,
-    check_steps,
-    check_tol,
-    differentiable,
+    fixed_point_with,
     settings_for,
-    solved,
+    solve_with,
 )
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
 from ibnn_jax.ibnn.couplings import Coupling, Uniform, check_coupling
@@ -85,7 +83,7 @@ def solve(
             tol or max_steps not positive; start of another shape.
     """
     how = _How(solver, tol, max_steps, trace)
-    solution = _on_groups(how, solved, y, lam, p, coupling, start)
+    solution = _on_groups(how, solve_with, y, lam, p, coupling, start)
     if strict:
         _raise_unless_converged(solution.stats)
     return solution
@@ -156,7 +154,7 @@ def implicit_bias(
 
     def solve_groups(settings, problem, start):
         adjoint.check(settings)
-        return differentiable(settings, adjoint, problem, start)
+        return fixed_point_with(settings, adjoint, problem, start)
 
     how = _How(solver, tol, max_steps)
     solution = _on_groups(how, solve_groups, y, lam, p, coupling, start)

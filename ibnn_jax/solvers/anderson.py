@@ -107,7 +107,7 @@ class Anderson(IterativeSolver):
 def _solve(a: Float[Array, "G m m"], b: Float[Array, "G m"]) -> Float[Array, "G m"]:
     """x with a x = b, a positive definite and small.
 
-    Plain elimination: the same on every device, and it needs no LAPACK.
+    Gauss-Jordan elimination: the same on every device, and it needs no LAPACK.
     """
     rows = jnp.concatenate([a, b[:, :, None]], -1)
     for j in range(a.shape[1]):

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.batching import select
 from ibnn_jax.core.iterate import Simple
@@ -65,35 +65,37 @@ class Newton(IterativeSolver):
 
     def step(self, problem, state, active, unrolled):
         z, r = state
-        newton = problem.close(r)
-        delta, ok = self._direction(problem, z, r, active & newton, unrolled)
+        close = problem.close(r)
+        delta, solved = self._direction(problem, z, r, active & close, unrolled)
         if problem.symmetric:
             # An inner solve stopped early still gives a descent direction where E is
             # convex; elsewhere only a good one counts.
-            newton &= ok | problem.unique
-            other = r
+            usable = close & (solved | problem.unique)
+            fallback = r
         else:
-            other = problem.precondition(problem.step_sizes(z), r)
-        search = _Search(problem, z, r, select(newton, delta, other), other, newton)
+            usable = close
+            fallback = problem.precondition(problem.step_sizes(z), r)
+        delta = select(usable, delta, fallback)
+        search = _Search(problem, z, r, delta, fallback, usable)
         end = _line_search(jax.lax.stop_gradient(search), active, self.cuts)
         if not unrolled:
             return Simple(end.z, end.r)
-        direction = select(end.plain, other, search.delta)
+        direction = select(end.fell_back, fallback, delta)
         z = z + end.scale[:, None] * direction
         return Simple(z, problem.residual(z))
 
     def _direction(self, problem, z, r, active, unrolled):
-        """(delta with H delta = r, whether it was found)."""
+        """(delta with H delta = r, whether it was solved to `linear_tol`)."""
         h = problem.linearise(z)
         preconditioner = jax.lax.stop_gradient(h.inverse_diagonal)
 
         def solve(matvec, b):
             tol = self.linear_tol * jnp.abs(b).max(-1)
-            mine = replace(h, matvec=matvec, inverse_diagonal=preconditioner)
-            solved = linear_solve(
-                mine, b, tol=tol, max_steps=self.linear_steps, active=active
+            system = replace(h, matvec=matvec, inverse_diagonal=preconditioner)
+            solution = linear_solve(
+                system, b, tol=tol, max_steps=self.linear_steps, active=active
             )
-            return solved.x, solved.ok
+            return solution.x, solution.ok
 
         if not unrolled:
             return solve(h.matvec, r)
@@ -104,28 +106,31 @@ class Newton(IterativeSolver):
 
 
 class _Search(NamedTuple):
-    """A line search from z: along delta, or along `other` where that fails."""
+    """A line search from z: along delta, or along the fallback where that fails."""
 
     problem: AbstractProblem
     z: Float[Array, "G n"]
     r: Float[Array, "G n"]
     delta: Float[Array, "G n"]
-    other: Float[Array, "G n"]
-    newton: Bool[Array, "G"]
+    fallback: Float[Array, "G n"]
+    usable: Bool[Array, "G"]  # where delta is a Newton step, and not the fallback
 
-    def by_slope(self, r_new, plain, last):
-        """(too long, useless, how to shorten) by the slope r.delta of an energy."""
+    # Both rules return (too long, useless, the factor by which to shorten). A step that
+    # is too long is cut; a useless one gives way to the fallback.
+
+    def by_slope(self, r_new, fell_back, last):
+        """By the slope r.delta of an energy."""
         weight, unique = self.problem.weight, self.problem.unique
         slope = (weight * self.r * self.delta).sum(-1)
         ratio = (weight * r_new * self.delta).sum(-1) / jnp.where(slope == 0, 1, slope)
         overshot = unique & (ratio < -0.1)
-        useless = ~unique & ~plain & ~self.smaller(r_new)
+        useless = ~unique & ~fell_back & ~self.smaller(r_new)
         return overshot, useless, jnp.clip(1 / (1 - ratio), 0.1, 0.7)
 
-    def by_norm(self, r_new, plain, last):
-        """(too long, useless, how to shorten) by |r|, for want of an energy."""
+    def by_norm(self, r_new, fell_back, last):
+        """By |r|, for want of an energy."""
         # By a share of itself, so that what is kept converges at least linearly.
-        failed = ~plain & ~self.smaller(r_new, SUFFICIENT)
+        failed = ~fell_back & ~self.smaller(r_new, SUFFICIENT)
         return failed & ~last, failed & last, jnp.full_like(r_new[:, 0], 0.5)
 
     def smaller(self, r_new, share: float = 1.0) -> Bool[Array, "G"]:
@@ -133,11 +138,11 @@ class _Search(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    k: Array
+    trials: Int[Array, ""]  # made so far, this one included
     z: Float[Array, "G n"]
     r: Float[Array, "G n"]
     scale: Float[Array, "G"]
-    plain: Bool[Array, "G"]  # goes along `other`
+    fell_back: Bool[Array, "G"]  # goes along the fallback
     overshot: Bool[Array, "G"]
     useless: Bool[Array, "G"]
     shorten: Float[Array, "G"]
@@ -146,22 +151,24 @@ class _Trial(NamedTuple):
 def _line_search(search: _Search, active: Bool[Array, "G"], cuts: int) -> _Trial:
     judge = search.by_slope if search.problem.symmetric else search.by_norm
 
-    def attempt(k, scale, plain):
-        z = search.z + scale[:, None] * select(plain, search.other, search.delta)
+    def attempt(number, scale, fell_back):
+        direction = select(fell_back, search.fallback, search.delta)
+        z = search.z + scale[:, None] * direction
         r = search.problem.residual(z)
-        overshot, useless, shorten = judge(r, plain, k >= cuts - 1)
+        overshot, useless, shorten = judge(r, fell_back, number >= cuts - 1)
         bad = (active & overshot, active & useless)
-        return _Trial(k + 1, z, r, scale, plain, *bad, shorten)
+        return _Trial(number + 1, z, r, scale, fell_back, *bad, shorten)
 
     def retry(trial):
         scale = jnp.where(trial.overshot, trial.scale * trial.shorten, trial.scale)
         if not search.problem.symmetric:
             scale = jnp.where(trial.useless, 1, scale)
-        return attempt(trial.k, scale, trial.plain | trial.useless)
+        return attempt(trial.trials, scale, trial.fell_back | trial.useless)
 
     def undecided(trial):
-        return (trial.k <= cuts) & ((trial.overshot | trial.useless).sum() > 0)
+        return (trial.trials <= cuts) & ((trial.overshot | trial.useless).sum() > 0)
 
-    whole = jnp.ones_like(active, dtype=search.r.dtype)  # kernels know no slices
-    first = attempt(jnp.int32(0), whole, ~search.newton)
+    # Not ones_like(r[:, 0]): Pallas kernels, in which this runs too, know no slices.
+    whole = jnp.ones_like(active, dtype=search.r.dtype)
+    first = attempt(jnp.int32(0), whole, ~search.usable)
     return jax.lax.while_loop(undecided, retry, first)

@@ -55,7 +55,7 @@ class Picard(IterativeSolver):
     def step(self, problem, state, active, unrolled):
         z, r = state
         if self.damping == "auto":
-            return self.init(
-                problem, z + problem.precondition(problem.step_sizes(z), r)
-            )
-        return self.init(problem, z + self.damping * r)
+            z = z + problem.precondition(problem.step_sizes(z), r)
+        else:
+            z = z + self.damping * r
+        return Simple(z, problem.residual(z))
