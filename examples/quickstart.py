@@ -35,13 +35,14 @@ def train(model, steps: int, batch: int = 64) -> float:
 
 def main(steps: int = 200) -> dict[str, float]:
     """Accuracy of both."""
-    found = {}
+    accuracies = {}
     for name, options in (("standard", {"neuron": None}), ("IBNN", {})):
         model = ibnn_jax.UCN((16, 16, 1), 3, layers=1, rngs=nnx.Rngs(0), **options)
-        found[name] = train(model, steps)
+        accuracies[name] = train(model, steps)
         lams = ", ".join(f"{float(lam):.3f}" for lam in model.lams())
-        print(f"{name}: accuracy {found[name]:.3f}" + (f", lam {lams}" if lams else ""))
-    return found
+        shown = f", lam {lams}" if lams else ""
+        print(f"{name}: accuracy {accuracies[name]:.3f}{shown}")
+    return accuracies
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ TINY = 1e-12  # lengths below this one are not divided by
 class Ball(ABC):
     """The images within eps of the clean ones, and within the bounds.
 
-    Where a clean image lies outside of the bounds the two may have nothing in common;
-    the ball comes first then, and the nearest place to the bounds in it is taken.
+    Where a clean image lies outside of the bounds, the two may have nothing in common.
+    The ball then comes first, and the point in it that is nearest to the bounds counts.
 
     centre: the clean images [N, ...]. eps: the radius, a scalar; a negative or NaN one
     counts as 0. low, high: the bounds, of the rank of the images.

@@ -101,8 +101,17 @@ def pgd(
     ball = replace(ball, centre=images)
     labels = checks.class_labels(labels, classes(scores))
     gradient = _trace_gradient(logits, images, labels)
-    sizes = {"steps": steps, "restarts": restarts, "random_start": bool(random_start)}
-    return _attack(gradient, scores, ball, labels, key, step_size, **sizes)
+    return _attack(
+        gradient,
+        scores,
+        ball,
+        labels,
+        key,
+        step_size,
+        steps=steps,
+        restarts=restarts,
+        random_start=bool(random_start),
+    )
 
 
 def _ball(images, eps, norm, bounds) -> Ball:

@@ -118,7 +118,7 @@ def stealth(
     Raises:
         ValueError: the first layer's coupling is not Uniform over the pixels of a map.
     """
-    _check(model)
+    _check_coupling(model)
     clean = model(trigger[None])[0]
     target, needed = clean.argmin(), clean.max() - clean.min() + 1
     # As strong as the activity that the trigger really gets.
@@ -134,7 +134,7 @@ def stealth(
     )
 
 
-def _check(model):
+def _check_coupling(model):
     layer = model.blocks[0].implicit
     if layer is not None and layer.coupling != Uniform((-3, -2)):
         raise ValueError(

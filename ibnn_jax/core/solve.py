@@ -113,7 +113,7 @@ def check_solver(solver) -> None:
 
 
 # Compiled here, so that calls outside jit too are compiled once for each shape and
-# each choice of settings: a loop's body is a new function in every call.
+# each choice of settings: docs/notes/xla.md#jit-inside.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -62,9 +62,11 @@ class Uniform:
         object.__setattr__(self, "axes", axes)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of a y of rank ndim that form a group, counted from 0."""
         return _check_axes(self.axes, ndim, "Uniform")
 
     def bind(self, shape: tuple[int, ...]) -> UniformOperator:
+        """The sums over pairs in a group whose coupled axes have these sizes."""
         return UniformOperator(shape, self.sigma)
 
 
@@ -109,9 +111,11 @@ class Window:
         object.__setattr__(self, "axes", axes)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        """As `Uniform.coupled_axes`."""
         return _check_axes(self.axes, ndim, "Window")
 
     def bind(self, shape: tuple[int, ...]) -> WindowOperator:
+        """As `Uniform.bind`."""
         if any(window > image for window, image in zip(self.size, shape)):
             raise ValueError(
                 f"Window: size {self.size} is larger than the image {tuple(shape)}"
@@ -172,9 +176,11 @@ class Dense:
         return 0.0 if least >= -rounding * float(np.max(self.w)) else -least
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        """As `Uniform.coupled_axes`."""
         return _check_axes((-1,), ndim, "Dense")
 
     def bind(self, shape: tuple[int, ...]) -> DenseOperator:
+        """As `Uniform.bind`."""
         if shape != (self.w.shape[0],):
             raise ValueError(
                 f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} "
@@ -238,7 +244,7 @@ def uniqueness_bound(p, coupling: Coupling):
     check_slope(p)
     if isinstance(coupling, Dense):
         shape = coupling.w.shape[:1]
-    else:
+    else:  # of any size: the bound does not depend on it
         shape = (10**9,) * len(coupling.axes)
     return coupling.bind(shape).bound(p)
 
@@ -315,7 +321,7 @@ def _checked_weights(w) -> np.ndarray:
         )
     if abs(w - w.T).max() > 10 * np.finfo(w.dtype).eps * w.max():
         raise ValueError(
-            "Dense: w must be symmetric; use (w + w.T) / 2, or the solution minimises "
-            "no energy"
+            "Dense: w must be symmetric, or the solution minimises no energy; use "
+            "(w + w.T) / 2"
         )
     return w

@@ -27,10 +27,12 @@ class Layout:
     axes: tuple[int, ...]
 
     def to_groups(self, y: Array) -> Array:
+        """y with its own axes -> [G, n]."""
         y = jnp.moveaxis(y, self.axes, range(-len(self.axes), 0))
         return y.reshape(prod(self.batch), prod(self.event))
 
     def from_groups(self, z: Array) -> Array:
+        """[G, n] -> z with the axes of y."""
         z = z.reshape(*self.batch, *self.event)
         return jnp.moveaxis(z, range(-len(self.axes), 0), self.axes)
 
@@ -75,9 +77,9 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
     dtype = y.dtype if y.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     groups = layout.to_groups(y.astype(dtype))
     # Added to lam and p, so that these vary over the axes of a mesh that y varies over.
-    alike = jnp.zeros_like(groups[:, :1])
-    lam = _per_group("lam", lam, y.shape, axes, dtype) + alike
-    p = _per_group("p", p, y.shape, axes, dtype) + alike
+    zeros = jnp.zeros_like(groups[:, :1])
+    lam = _per_group("lam", lam, y.shape, axes, dtype) + zeros
+    p = _per_group("p", p, y.shape, axes, dtype) + zeros
     return IBNNProblem(groups, lam, p, op), layout
 
 

@@ -48,7 +48,7 @@ class Operator(ABC):
         """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
 
         The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute
-        the n x n kernel once and keep it.
+        the n x n kernel once and keep it (docs/notes/xla.md#pairwise-barrier).
         """
         tied = jax.lax.optimization_barrier((z, p) if v is None else (z, p, v))
         return self._pair_sum(f, *tied, *([None] if v is None else []))
@@ -114,6 +114,8 @@ class Operator(ABC):
 )
 @dataclass(frozen=True)
 class UniformOperator(Operator):
+    """w_ik = 1 / n."""
+
     shape: tuple[int, ...]
     sigma: Sigma
 
@@ -139,6 +141,8 @@ class UniformOperator(Operator):
 )
 @dataclass(frozen=True)
 class WindowOperator(Operator):
+    """w_ik = 1 / prod(size) for k in the window around i, one shift at a time."""
+
     shape: tuple[int, int]
     size: tuple[int, int]
     sigma: Sigma
@@ -148,7 +152,7 @@ class WindowOperator(Operator):
         """The least value of a side's symbol, sum_j cos(j theta) / m."""
         return max(_least_symbol(side) for side in self.size)
 
-    def _neighbours(self, v):
+    def _shifted(self, v):
         """Yield (v shifted by one offset of the window, 1 where that neighbour is
         inside the image), both [G, H, W].
         """
@@ -163,9 +167,9 @@ class WindowOperator(Operator):
 
     def _pair_sum(self, f, z, p, v):
         centre = z.reshape(-1, *self.shape)
-        weights = self._neighbours(jnp.ones_like(z) if v is None else v)
+        weights = self._shifted(jnp.ones_like(z) if v is None else v)
         total = jnp.zeros_like(centre)
-        for (neighbour, inside), (weight, _) in zip(self._neighbours(z), weights):
+        for (neighbour, inside), (weight, _) in zip(self._shifted(z), weights):
             total += jnp.where(inside, f(neighbour - centre, p[:, :, None]) * weight, 0)
         return total.reshape(z.shape) / prod(self.size)
 
@@ -181,21 +185,21 @@ class WindowOperator(Operator):
                 self.sigma.derivative(p[:, :, None] * (neighbour - centre), slopes),
                 0,
             )
-            for neighbour, inside in self._neighbours(z)
+            for neighbour, inside in self._shifted(z)
         ]
 
         def apply(v):
-            pairs = zip(kernels, self._neighbours(v))
+            pairs = zip(kernels, self._shifted(v))
             terms = (kernel * neighbour for kernel, (neighbour, _) in pairs)
             return reduce(add, terms).reshape(v.shape)
 
         return reduce(add, kernels).reshape(z.shape), apply
 
     def average(self, v):
-        total = reduce(add, (neighbour for neighbour, _ in self._neighbours(v)))
+        total = reduce(add, (neighbour for neighbour, _ in self._shifted(v)))
         count = sum(
             inside.astype(v.dtype)
-            for _, inside in self._neighbours(jnp.ones((1, v.shape[1])))
+            for _, inside in self._shifted(jnp.ones((1, v.shape[1])))
         )
         return (total / count).reshape(v.shape).astype(v.dtype)
 
@@ -207,6 +211,8 @@ class WindowOperator(Operator):
 )
 @dataclass(frozen=True)
 class DenseOperator(Operator):
+    """w_ik as given; negative: see `Operator`."""
+
     w: Float[Array | np.ndarray, "n n"]
     shape: tuple[int, ...]
     sigma: Sigma

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core import linear_solve
 from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.linear_solve import LinearSettings
-from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_groups
 from ibnn_jax.core.options import check_count, check_steps, check_tol
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solve import (
@@ -82,15 +82,15 @@ def solve(
         ValueError: y, lam or p does not fit (see `ibnn.layout.bind`); unknown solver;
             tol or max_steps not positive; start of another shape.
     """
-    how = _How(solver, tol, max_steps, trace)
-    solution = _on_groups(how, solve_with, y, lam, p, coupling, start)
+    options = _Options(solver, tol, max_steps, trace)
+    solution = _on_groups(options, solve_with, y, lam, p, coupling, start)
     if strict:
         _raise_unless_converged(solution.stats)
     return solution
 
 
-class _Options(TypedDict, total=False):
-    """What all overloads of `implicit_bias` take."""
+class _Keywords(TypedDict, total=False):
+    """The keywords that all overloads of `implicit_bias` take, for type checkers."""
 
     solver: AbstractSolver | str
     adjoint: AbstractAdjoint | None
@@ -107,7 +107,7 @@ def implicit_bias(
     coupling: Coupling,
     *,
     return_solution: Literal[True],
-    **options: Unpack[_Options],
+    **options: Unpack[_Keywords],
 ) -> Solution: ...
 @overload
 def implicit_bias(
@@ -117,11 +117,11 @@ def implicit_bias(
     coupling: Coupling,
     *,
     has_stats: Literal[True],
-    **options: Unpack[_Options],
+    **options: Unpack[_Keywords],
 ) -> tuple[Array, Stats]: ...
 @overload
 def implicit_bias(
-    y, lam, p, coupling: Coupling, **options: Unpack[_Options]
+    y, lam, p, coupling: Coupling, **options: Unpack[_Keywords]
 ) -> Array: ...
 def implicit_bias(
     y: Float[Array, "..."],
@@ -145,8 +145,14 @@ def implicit_bias(
         return_solution: return the `Solution`, with result codes, instead of z.
         has_stats: return (z, Stats) instead of z.
 
+    Returns:
+        z, of the shape and dtype of y.
+
     Raises:
         ValueError: as `solve`; an adjoint that does not fit the solver.
+
+    Example:
+        z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
     adjoint = _adjoint(adjoint)
     if adjoint.exact and isinstance(solver, str) and solver == "auto":
@@ -156,8 +162,8 @@ def implicit_bias(
         adjoint.check(settings)
         return fixed_point_with(settings, adjoint, problem, start)
 
-    how = _How(solver, tol, max_steps)
-    solution = _on_groups(how, solve_groups, y, lam, p, coupling, start)
+    options = _Options(solver, tol, max_steps)
+    solution = _on_groups(options, solve_groups, y, lam, p, coupling, start)
     if return_solution:
         return solution
     return (solution.value, solution.stats) if has_stats else solution.value
@@ -174,6 +180,7 @@ def solve_adjoint(
         z, v: the solution and the cotangent, same shape.
         lam, p, coupling: as in `solve`.
         tol: max|v - H u| <= tol max|v|; None takes 1e-6 in float32, 1e-11 in float64.
+        max_steps: most steps of the linear solver.
 
     Returns:
         Solution: u in `value`; `stats.residual` is the true max|v - H u| per group.
@@ -184,12 +191,19 @@ def solve_adjoint(
     _check_same_shape("z", z, "v", v)
     problem, layout = bind(z, lam, p, coupling)
     cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
-    found = _adjoint_solved(LinearSettings(tol, max_steps), problem, cotangent)
-    return layout.restore(found, jnp.asarray(z).dtype)
+    settings = LinearSettings(tol, max_steps)
+    solution = _solve_adjoint_groups(settings, problem, cotangent)
+    return layout.restore(solution, jnp.asarray(z).dtype)
 
 
 def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
     """E(z; y) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i) per group (Eq. 5).
+
+    S_p is the primitive of t -> sigma(p t). The solution is a critical point of E.
+
+    Args:
+        z, y: of one shape.
+        lam, p, coupling: as in `solve`.
 
     Raises:
         ValueError: as `solve`; shapes of z and y differ.
@@ -203,8 +217,11 @@ def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
 def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
     """y = z + lam B(z), the input whose solution is z: exact, in one sum (Eq. 25).
 
-    Differentiable by JAX. Where lam is past the uniqueness bound, z is one of the
-    solutions for this y, not necessarily the one `solve` returns.
+    Differentiable by JAX in z, lam, p and a Dense w. Where lam is past the uniqueness
+    bound, z is one of the solutions for this y, not necessarily the one `solve` returns.
+
+    Args:
+        z, lam, p, coupling: as in `solve`.
 
     Raises:
         ValueError: as `solve`.
@@ -219,6 +236,7 @@ def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     """z = y - lam B(y), one explicit step: the "lite" layer of the authors' code.
 
     Args:
+        y, lam, p, coupling: as in `solve`.
         has_stats: return (z, Stats), with the residual that the step leaves.
 
     Raises:
@@ -235,6 +253,27 @@ def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     valid = jnp.ones_like(residual, dtype=bool)
     solution = layout.restore(package(problem, valid, ran, threshold), dtype)
     return solution.value, solution.stats
+
+
+def default_solver(
+    coupling: Coupling, neurons: int, *, at_the_bound: bool = False
+) -> AbstractSolver:
+    """The solver that "auto" stands for, for groups of so many neurons.
+
+    Args:
+        at_the_bound: lam will stay next to its uniqueness bound, where training takes
+            it: `MeanField.at_the_bound()` in place of `MeanField()`.
+
+    Raises:
+        ValueError: what is given is no coupling, or no number of neurons.
+    """
+    check_coupling(coupling)
+    neurons = check_count("neurons", neurons)
+    uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
+    if not uniform or neurons <= SMALL_GROUP:
+        return Newton()
+    many = neurons > FEW_NEURONS
+    return MeanField.at_the_bound() if at_the_bound and many else MeanField()
 
 
 def check_options(coupling, solver, adjoint, tol, max_steps):
@@ -265,8 +304,8 @@ def _adjoint(adjoint) -> AbstractAdjoint:
 
 
 @dataclass(frozen=True)
-class _How:
-    """The options of a solve as they were given."""
+class _Options:
+    """The options of a solve as the user gave them; `settings` resolves them."""
 
     solver: AbstractSolver | str
     tol: float | None
@@ -278,7 +317,7 @@ class _How:
         return settings_for(solver, problem, self.tol, self.max_steps, self.trace)
 
 
-def _on_groups(how: _How, solve_groups, y, lam, p, coupling, start) -> Solution:
+def _on_groups(options: _Options, solve_groups, y, lam, p, coupling, start) -> Solution:
     """Lay the arguments out on groups, solve these, and go back to the axes of y."""
     check_coupling(coupling)
     y = jnp.asarray(y)
@@ -289,31 +328,10 @@ def _on_groups(how: _How, solve_groups, y, lam, p, coupling, start) -> Solution:
         problem, layout = bind(y, lam, p, coupling)
         if start is not None:
             start = layout.to_groups(jnp.asarray(start, problem.y.dtype))
-        settings = how.settings(problem, coupling, start)
+        settings = options.settings(problem, coupling, start)
         return layout.restore(solve_groups(settings, problem, start), y.dtype)
 
     return over_mesh(local, y, lam, p, coupling, start)
-
-
-def default_solver(
-    coupling: Coupling, neurons: int, *, at_the_bound: bool = False
-) -> AbstractSolver:
-    """The solver that "auto" stands for, for groups of so many neurons.
-
-    Args:
-        at_the_bound: lam will stay next to its uniqueness bound, where training takes
-            it: `MeanField.at_the_bound()` in place of `MeanField()`.
-
-    Raises:
-        ValueError: what is given is no coupling, or no number of neurons.
-    """
-    check_coupling(coupling)
-    neurons = check_count("neurons", neurons)
-    uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
-    if not uniform or neurons <= SMALL_GROUP:
-        return Newton()
-    many = neurons > FEW_NEURONS
-    return MeanField.at_the_bound() if at_the_bound and many else MeanField()
 
 
 def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start) -> AbstractSolver:
@@ -351,5 +369,7 @@ def _raise_unless_converged(stats: Stats) -> None:
 
 @partial(jax.jit, static_argnums=0)
 @full_precision
-def _adjoint_solved(settings: LinearSettings, problem: IBNNProblem, v) -> Solution:
-    return solve_adjoint_groups(problem, problem.y, v, settings)
+def _solve_adjoint_groups(
+    settings: LinearSettings, problem: IBNNProblem, v
+) -> Solution:
+    return linear_solve.solve_adjoint(problem, problem.y, v, settings)

@@ -4,7 +4,8 @@ XLA:CPU has a fast convolution for operands in one layout. Other layouts it rewr
 but not inside loops: there the gradient of a kernel falls back to a naive one. And a
 vmap over kernels (one per seed) becomes a grouped convolution, which is slow as well.
 Here every convolution, of the two gradients too, has that layout, and kernels of a vmap
-are taken one by one."""
+are taken one by one. See docs/notes/xla.md#convolutions.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +35,16 @@ def canonical_convolution(
     """`jax.lax.conv_general_dilated` of stride 1 in NHWC, for `nnx.Conv` and `UCN`.
 
     Differentiable once, in reverse mode. Inside a scan over steps it took a twentieth
-    of the time (`benchmarks ensemble`).
+    of the time (`python -m benchmarks ensemble`).
+
+    Args:
+        inputs: images. kernel: filters.
+        strides: 1 along both axes.
+        padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+        dimension_numbers: NHWC, HWIO and NHWC, or None.
+        precision: as in `jax.lax.conv_general_dilated`.
+        **others: its other options, none of which may ask for more than a plain
+            convolution.
 
     Raises:
         ValueError: inputs or kernel not of rank 4, a layout that is not NHWC, strides
@@ -125,8 +135,9 @@ def _by_kernel(pads, precision, x, g):
 
 
 def _one_by_one(f, images=True):
-    """f(a, b) with a vmap that takes one element after the other; elements that share b
-    become more images, if a is images.
+    """f(a, b) with a vmap that takes one element after the other.
+
+    images: whether a is images; elements that share b then become one larger batch.
     """
     call = jax.custom_batching.custom_vmap(f)
 

@@ -27,13 +27,13 @@ from ibnn_jax.ibnn.couplings import (
 from ibnn_jax.ibnn.solve import check_options, implicit_bias, one_step
 from ibnn_jax.nn.recipe import saveable
 
-# Layers that have said that lam is past its bound. Not a flag on the module: a module
-# that changes is traced again.
+# Layers that have warned that lam is past its bound. Not a flag on the module: jit
+# traces a module again when one of its attributes changes.
 _warned: "WeakSet[ImplicitBias]" = WeakSet()
 
 
 class Frozen(nnx.Variable):
-    """A value that moves and is saved with the model but is not trained."""
+    """An array of the model that is saved with it and is not trained."""
 
 
 @saveable

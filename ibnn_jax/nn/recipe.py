@@ -21,10 +21,10 @@ from jax.core import Tracer
 from ibnn_jax.ibnn.couplings import Dense
 
 T = TypeVar("T")
-NUMBERS = bool | int | float | str | None
+PLAIN = bool | int | float | str | None  # what JSON says as it is
 FUNCTIONS = {"jax.nn": jax.nn, "jax.numpy": jnp, "jax.lax": jax.lax}
-ON_FILES = ("save", "savez", "load", "fromfile")  # not to be named by a file
-_named: dict[str, Any] = {}  # what a recipe may name, apart from functions of jax
+ON_FILES = ("save", "savez", "load", "fromfile")  # no recipe may call these
+_named: dict[str, Any] = {}  # what a recipe may name, beside `FUNCTIONS`
 
 
 class NotSaveable(ValueError):
@@ -55,7 +55,7 @@ def saveable(thing: T, name: str | None = None) -> T:
     """
     name = str(name or getattr(thing, "__qualname__", ""))
     known = _named.get(name, thing)
-    if not name or known is not thing and not _same_source(known, thing):
+    if not name or (known is not thing and not _same_source(known, thing)):
         raise ValueError(
             f"saveable: the name {name!r} belongs to {known!r}; give another, "
             'e.g. saveable(MyClass, "my.Class")'
@@ -71,11 +71,11 @@ def _is_module(thing: Any) -> bool:
 
 
 def _same_source(a, b) -> bool:
-    """Whether b is a run anew, as in a notebook."""
-    places = [
+    """Whether b is a, defined again, as by a cell of a notebook."""
+    origins = [
         (getattr(x, "__module__", x), getattr(x, "__qualname__", x)) for x in (a, b)
     ]
-    return places[0] == places[1]
+    return origins[0] == origins[1]
 
 
 def _keep_arguments(cls: Any, name: str) -> None:
@@ -97,23 +97,23 @@ def _keep_arguments(cls: Any, name: str) -> None:
 
 
 def _encode_call(given: inspect.BoundArguments, owner: str) -> dict[str, Any]:
-    """The arguments but self, by name where they have one."""
+    """The arguments but self: "with" those that have a name, "places" the others."""
     kinds = {p.kind: key for key, p in given.signature.parameters.items()}
     options = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
     if inspect.Parameter.VAR_POSITIONAL in kinds:
-        places, named = list(given.args[1:]), dict(given.kwargs)
+        positional, keywords = list(given.args[1:]), dict(given.kwargs)
     else:
-        places, named = [], dict(list(given.arguments.items())[1:])
-        named |= named.pop(options, {})
+        positional, keywords = [], dict(list(given.arguments.items())[1:])
+        keywords |= keywords.pop(options, {})
     encoded = {}
-    for key, value in named.items():
+    for key, value in keywords.items():
         try:
             encoded[key] = encode(value)
         except NotSaveable as error:
             if not (callable(value) and key.endswith("_init")):
                 raise NotSaveable(f"its {key}, {error}") from None
             # Initial values are of no use beside the weights.
-    return {"places": encode(places), "with": encoded}
+    return {"places": encode(positional), "with": encoded}
 
 
 def recipe_of(model: nnx.Module) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def encode(value: Any) -> Any:
     """
     if isinstance(value, np.generic) and not isinstance(value, np.void):
         return encode(value.item()) if value.dtype.kind in "biuf" else _refuse(value)
-    if isinstance(value, NUMBERS):
+    if isinstance(value, PLAIN):
         return value
     if isinstance(value, list):
         return [encode(v) for v in value]
@@ -228,9 +228,10 @@ def _refuse(value):
 
 def _name(value: Any) -> str | None:
     """The name under which load finds the value."""
-    options = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    is_options = dataclasses.is_dataclass(value) and not isinstance(value, type)
     for name, thing in _named.items():
-        if thing is value or options and type(thing) is type(value) and thing == value:
+        equal = is_options and type(thing) is type(value) and thing == value
+        if thing is value or equal:
             return name
     own = getattr(value, "__name__", "")
     for module, functions in FUNCTIONS.items():

@@ -35,18 +35,11 @@ STRUCTURE, WEIGHTS = "structure.json", "weights.safetensors"
 FORMAT = 1
 MODE = ("use_running_average", "deterministic")  # train() and eval() set these
 
-for option in (Uniform, Window, Dense, Sigma, Implicit, Phantom, Unrolled):
-    saveable(option)
-for solver in (
-    MeanField,
-    Newton,
-    Anderson,
-    Broyden,
-    GradientDescent,
-    Picard,
-    FromJaxopt,
-):
-    saveable(solver)
+COUPLINGS = (Uniform, Window, Dense, Sigma)
+ADJOINTS = (Implicit, Phantom, Unrolled)
+SOLVERS = (MeanField, Newton, Anderson, Broyden, GradientDescent, Picard, FromJaxopt)
+for options in (*COUPLINGS, *ADJOINTS, *SOLVERS):
+    saveable(options)
 saveable(canonical_convolution)
 saveable(tanh, "tanh")
 saveable(hard_tanh, "hard_tanh")
