@@ -8,7 +8,7 @@ Networks on disk: `save`, `load`, `saveable`, `from_torch_state_dict`.
 Adjoints: `Implicit`, `Unrolled`, `Phantom`.
 The second family, z = phi(A z + B x + b): `NEMON`, `NEMONConv`, and `nemon`;
 its rivals `NormBounded`, `MON`; `EquilibriumClassifier`, `ConvolutionalFront`.
-Rooms: `attacks`, `robustness`, `solvers`, `core` (for an equation of your own).
+Subpackages: `attacks`, `robustness`, `solvers`, `core` (an equation of your own).
 """
 
 from ibnn_jax import attacks, core, nemon, robustness, solvers

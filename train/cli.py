@@ -64,30 +64,30 @@ def parser() -> argparse.ArgumentParser:
 def _command(commands, name: str, function, help: str) -> argparse.ArgumentParser:
     """A subcommand, which function(its options) runs."""
     description = f"{help[0].upper()}{help[1:]}."
-    made = commands.add_parser(
+    command = commands.add_parser(
         name, help=help, description=description, allow_abbrev=False
     )
-    made.set_defaults(function=function, parser=made)
-    return made
+    command.set_defaults(function=function, parser=command)
+    return command
 
 
 def _add_train(commands) -> None:
-    made = _command(
+    command = _command(
         commands,
         "train",
         _train,
         "train, resume, or show the results of a finished run",
     )
-    made.add_argument(
+    command.add_argument(
         "--config",
         metavar="FILE",
         help="TOML file of options, or config.json of an earlier run; options given "
         "here come first. Lists in it make the product of runs",
     )
-    made.add_argument(
+    command.add_argument(
         "--part", metavar="I/N", help="of such a product, every N-th run from the I-th"
     )
-    groups = {name: made.add_argument_group(text) for name, text in HEADINGS.items()}
+    groups = {name: command.add_argument_group(text) for name, text in HEADINGS.items()}
     for field in dataclasses.fields(Config):
         kind, _ = value_type(field)
         choices = field.metadata["choices"]
@@ -116,22 +116,22 @@ def _add_shows(commands) -> None:
 
 
 def _add_predict(commands) -> None:
-    made = _command(
+    command = _command(
         commands, "predict", _predict, "classify images by the networks of a run"
     )
-    made.add_argument("run", metavar="RUN", help="folder of a run")
-    made.add_argument(
+    command.add_argument("run", metavar="RUN", help="folder of a run")
+    command.add_argument(
         "images",
         nargs="+",
         metavar="IMAGES",
         help="pictures, or .npz files with an array `images` [N, H, W, C]",
     )
-    made.add_argument(
+    command.add_argument(
         "--model",
         choices=("sm", "ibnn", "nemon"),
         help="which networks; default: ibnn where the run has them",
     )
-    made.add_argument("--out", help=".csv file to write the whole table to")
+    command.add_argument("--out", help=".csv file to write the whole table to")
 
 
 def runs_of(options: dict) -> list[Config]:

@@ -1,10 +1,12 @@
-"""How gradients flow through a solution: implicitly, through the steps, or a few of
-them.
+"""How a solution is differentiated: `Implicit`, `Unrolled` (through the steps) or
+`Phantom` (through a few of them).
 
 At a solution r(z; theta) = 0, so dz/dtheta = H^-1 dr/dtheta with H = -Dr(z). The
 cotangent v of z therefore needs one linear solve, H^T u = v, and then
 
     dL/dtheta = u . dr/dtheta
+
+`core.linear_solve.solve_adjoint` solves it, in the `pullback` of a solver.
 
 For implicit bias H = I + lam DB(z) is symmetric (paper Eqs. 27, 28), and dL/dy = u,
 dL/dlam = -u . B(z), dL/dp = -lam u . dB/dp, likewise for w.
@@ -36,7 +38,8 @@ from ibnn_jax.core.solver import IterativeSolver, SolveSettings
 class AbstractAdjoint(ABC):
     """How a solve is differentiated, as a frozen dataclass of options."""
 
-    exact: bool = False  # it differentiates r itself, so the solver must step on z
+    # It differentiates r, or the steps, themselves: the solver must step on z.
+    needs_exact_solver: bool = False
 
     @abstractmethod
     def apply(
@@ -46,7 +49,7 @@ class AbstractAdjoint(ABC):
 
     def check(self, settings: SolveSettings) -> None:
         """Raise ValueError where the solver does not fit."""
-        if self.exact and not settings.solver.exact:
+        if self.needs_exact_solver and not settings.solver.exact:
             raise ValueError(
                 f"{self} differentiates the exact equation; "
                 f"{type(settings.solver).__name__} does not step on it. "
@@ -88,7 +91,7 @@ class Implicit(AbstractAdjoint):
             object.__setattr__(self, name, value)
 
     @property
-    def exact(self) -> bool:  # type: ignore[override]
+    def needs_exact_solver(self) -> bool:  # type: ignore[override]
         return self.any_order
 
     @property
@@ -118,7 +121,7 @@ class Unrolled(AbstractAdjoint):
     """
 
     max_steps: int | None = 20
-    exact = True
+    needs_exact_solver = True
 
     def __post_init__(self):
         steps = check_steps("Unrolled: max_steps", self.max_steps)

@@ -26,7 +26,7 @@ State = Any  # a pytree with the fields z and r, every leaf led by the groups
 class AbstractSolver(ABC):
     """An algorithm for r(z) = 0, as a frozen dataclass of its options."""
 
-    exact: ClassVar[bool] = True  # it steps on the unknowns themselves
+    exact: ClassVar[bool] = True  # it steps on all n unknowns, not on a reduction
 
     def tolerance_for(self, dtype) -> float:
         """The tolerance when none is given: 1e-6 in float32, 1e-11 in float64."""

@@ -155,7 +155,7 @@ def implicit_bias(
         z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
     adjoint = _adjoint(adjoint)
-    if adjoint.exact and isinstance(solver, str) and solver == "auto":
+    if adjoint.needs_exact_solver and isinstance(solver, str) and solver == "auto":
         solver = Newton()
 
     def solve_groups(settings, problem, start):
@@ -218,7 +218,8 @@ def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
     """y = z + lam B(z), the input whose solution is z: exact, in one sum (Eq. 25).
 
     Differentiable by JAX in z, lam, p and a Dense w. Where lam is past the uniqueness
-    bound, z is one of the solutions for this y, not necessarily the one `solve` returns.
+    bound, z is one of the solutions for this y, and not always the one that `solve`
+    returns.
 
     Args:
         z, lam, p, coupling: as in `solve`.

@@ -1,6 +1,5 @@
 """A data set by its name, and the data set that a config asks for."""
 
-import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from train.data.dataset import (
     take_fraction,
 )
 from train.data.npz import from_npz
+from train.options import did_you_mean
 
 if TYPE_CHECKING:
     from train.config import Config
@@ -36,10 +36,9 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     if name.endswith(".npz"):
         return from_npz(name)
     known = ("digits", *tfds.NAMES)
-    near = difflib.get_close_matches(name, known, 1)
     raise ValueError(
         f"dataset must be one of {', '.join(known)} or the path of an .npz file, not "
-        f"{name!r}" + (f"; did you mean {near[0]}?" if near else "")
+        f"{name!r}{did_you_mean(name, known)}"
     )
 
 
