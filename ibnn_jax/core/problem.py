@@ -43,7 +43,10 @@ class AbstractProblem(ABC):
     G groups, except those of the fields named in `shared`, which all groups use. A
     field with metadata {"static": True} is no leaf.
     `residual` and `start` are enough; the other methods have defaults that suit a
-    contraction z -> z + r(z).
+    contraction z -> z + r(z). They say, in this order: when a group counts as solved;
+    how to treat what rounding or bad inputs would spoil; what is known of uniqueness;
+    H = -Dr for Newton and the adjoint; the safe step of the other solvers; and how
+    the groups can be taken apart.
 
     Example, z = tanh(A z + u) with one small matrix A for all groups:
 
@@ -109,10 +112,6 @@ class AbstractProblem(ABC):
         """Whether a z whose entries are rounded by `lost` still is the solution."""
         return lost <= self.tolerance(tol)
 
-    def known_adjoint(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
-        """A part of v that H^T maps to itself, so that only the rest is solved for."""
-        return jnp.zeros_like(v)
-
     @property
     def unique(self) -> Bool[Array, "G"]:
         """Whether r(z) = 0 is known to have exactly one solution.
@@ -140,6 +139,10 @@ class AbstractProblem(ABC):
             jnp.ones_like(z),
             symmetric=self.symmetric,
         )
+
+    def known_adjoint(self, v: Float[Array, "G n"]) -> Float[Array, "G n"]:
+        """A part of v that H^T maps to itself, so that only the rest is solved for."""
+        return jnp.zeros_like(v)
 
     def step_sizes(self, z: Float[Array, "G n"]) -> Float[Array, "G n"]:
         """Sizes a for `precondition` at z, constants to differentiation."""

@@ -154,7 +154,7 @@ def implicit_bias(
     Example:
         z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
-    adjoint = _adjoint(adjoint)
+    adjoint = _resolve_adjoint(adjoint)
     if adjoint.needs_exact_solver and isinstance(solver, str) and solver == "auto":
         solver = Newton()
 
@@ -278,7 +278,7 @@ def default_solver(
 
 
 def check_options(coupling, solver, adjoint, tol, max_steps):
-    """(tol, max_steps), normalised: what can be checked before there is any y.
+    """(tol, max_steps) as Python numbers; checks what can be checked without a y.
 
     Raises:
         ValueError: an argument that `implicit_bias` would refuse whatever y is.
@@ -286,7 +286,7 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
     check_coupling(coupling)
     if not (isinstance(solver, str) and solver == "auto"):
         check_solver(solver)
-    adjoint = _adjoint(adjoint)
+    adjoint = _resolve_adjoint(adjoint)
     if isinstance(solver, MeanField):
         uniform = isinstance(coupling, Uniform)
         solver.check_operator(coupling.bind((2,)) if uniform else None)
@@ -294,7 +294,7 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
     return check_tol(tol), check_steps("max_steps", max_steps)
 
 
-def _adjoint(adjoint) -> AbstractAdjoint:
+def _resolve_adjoint(adjoint) -> AbstractAdjoint:
     if adjoint is None:
         return Implicit()
     if not isinstance(adjoint, AbstractAdjoint):
@@ -314,7 +314,7 @@ class _Options:
     trace: bool = False
 
     def settings(self, problem: IBNNProblem, coupling: Coupling, start):
-        solver = _chosen(self.solver, problem, coupling, start)
+        solver = _resolve_solver(self.solver, problem, coupling, start)
         return settings_for(solver, problem, self.tol, self.max_steps, self.trace)
 
 
@@ -335,7 +335,9 @@ def _on_groups(options: _Options, solve_groups, y, lam, p, coupling, start) -> S
     return over_mesh(local, y, lam, p, coupling, start)
 
 
-def _chosen(solver, problem: IBNNProblem, coupling: Coupling, start) -> AbstractSolver:
+def _resolve_solver(
+    solver, problem: IBNNProblem, coupling: Coupling, start
+) -> AbstractSolver:
     """The solver that "auto" stands for, or the one given."""
     if isinstance(solver, str) and solver == "auto":
         if start is not None:

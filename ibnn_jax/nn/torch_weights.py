@@ -162,34 +162,29 @@ def _check(layers: _Layers, image_shape: tuple[int, int, int]) -> None:
     Raises:
         ValueError: they do not; the message names the first thing that does not fit.
     """
-    found = {
+    counts = {
         "kernels": len(layers.kernels),
         "vectors b": len(layers.biases),
         "batch norms": len(layers.norms),
         "lams": len(layers.lams) or len(layers.kernels),
     }
-    if len(set(found.values())) != 1 or not layers.kernels:
-        raise ValueError(f"a UCN has as many of each for its L layers; got {found}")
+    if len(set(counts.values())) != 1 or not layers.kernels:
+        raise ValueError(f"a UCN has as many of each for its L layers; got {counts}")
     height, width, inputs = image_shape
     channels, _, side, _ = layers.kernels[0].shape
-    wanted: dict[str, tuple] = {
-        f"the head, for images {image_shape}": (height * width * channels,)
-    }
-    shapes: dict[str, tuple | None] = {
-        f"the head, for images {image_shape}": layers.head.shape[1:]
-    }
-    wanted["the bias of the head"] = layers.head.shape[:1]
-    shapes["the bias of the head"] = layers.head_bias.shape
+    flat = (height * width * channels,)
+    shapes: list[tuple[str, tuple, tuple | None]] = [  # name, wanted, given
+        (f"the head, for images {image_shape}", flat, layers.head.shape[1:]),
+        ("the bias of the head", layers.head.shape[:1], layers.head_bias.shape),
+    ]
     for i, kernel in enumerate(layers.kernels):
-        wanted[f"kernel {i}"] = (channels, channels if i else inputs, side, side)
-        shapes[f"kernel {i}"] = kernel.shape
-        wanted[f"b {i}"], shapes[f"b {i}"] = (channels,), layers.biases[i].shape
+        wanted = (channels, channels if i else inputs, side, side)
+        shapes.append((f"kernel {i}", wanted, kernel.shape))
+        shapes.append((f"b {i}", (channels,), layers.biases[i].shape))
         for name in ("weight", "bias", "running_mean", "running_var"):
-            wanted[f"{name} of batch norm {i}"] = (channels,)
             value = layers.norms[i].get(name)
-            shapes[f"{name} of batch norm {i}"] = None if value is None else value.shape
-    for name in wanted:
-        if wanted[name] != shapes[name]:
-            raise ValueError(
-                f"{name} should have shape {wanted[name]}; got {shapes[name]}"
-            )
+            given = None if value is None else value.shape
+            shapes.append((f"{name} of batch norm {i}", (channels,), given))
+    for name, wanted, given in shapes:
+        if wanted != given:
+            raise ValueError(f"{name} should have shape {wanted}; got {given}")

@@ -32,11 +32,10 @@ def gain_spectrum(
         ValueError: as `ibnn_jax.solve`.
     """
     problem, layout = bind(z, lam, p, coupling)
-    slopes, kernel = problem.op.linearised(problem.y, problem.p)
+    matvec = problem.linearise(problem.y).matvec  # at z, which is the y of `bind`
 
     def column(e):
-        unit = jnp.broadcast_to(e, problem.y.shape)
-        return unit + problem.lam * (kernel(unit) - slopes * unit)
+        return matvec(jnp.broadcast_to(e, problem.y.shape))
 
     identity = jnp.eye(problem.y.shape[1], dtype=problem.y.dtype)
     hessian = jnp.moveaxis(jax.lax.map(column, identity), 0, -1)
