@@ -112,10 +112,10 @@ def batches(size):
 
 def check(batch: Batch):
     """(share of what is allowed per check and group, who claims convergence, names)."""
-    groups = draw(batch)
+    groups = random_groups(batch)
     x64 = batch.dtype == "float64"
     with jax.enable_x64(x64):
-        z, code, gradients = solved(batch, groups)
+        z, code, gradients = solve(batch, groups)
     claimed = code < 2
     shares = {name: np.zeros(batch.groups) for name in CHECKS}
     for k in np.flatnonzero(claimed):
@@ -127,8 +127,8 @@ def check(batch: Batch):
     return shares, claimed, groups.names
 
 
-def draw(batch: Batch) -> Groups:
-    """The inputs of a batch, as the dtype holds them."""
+def random_groups(batch: Batch) -> Groups:
+    """The inputs of a batch, rounded to its dtype."""
     rng = np.random.default_rng([batch.seed, batch.groups])
     n = int(np.prod(batch.shape))
     w = weights(batch, rng, n)
@@ -151,8 +151,10 @@ def draw(batch: Batch) -> Groups:
         ys.append(spread * _shape_of(kind, rng, n) + offset)
         lams.append(draws[which])
         ps.append(p)
-        names.append(f"{kind} spread {spread:.3g} offset {offset:.3g} "
-                     f"lam {draws[which]:.3g} p {p:.3g}")  # fmt: skip
+        names.append(
+            f"{kind} spread {spread:.3g} offset {offset:.3g} "
+            f"lam {draws[which]:.3g} p {p:.3g}"
+        )
     v = rng.normal(size=(batch.groups, n)) + rng.integers(0, 2, (batch.groups, 1))
     held = [np.array(x, batch.dtype).astype(float) for x in (ys, v, lams, ps, w)]
     return Groups(*held, names)
@@ -206,7 +208,7 @@ def _dense(rng, n):
     return w * 10 ** rng.uniform(-8, 8) if kind == 3 else w
 
 
-def solved(batch: Batch, groups: Groups):
+def solve(batch: Batch, groups: Groups):
     """(z, result codes, gradients of y, lam, p and w, None where not asked)."""
     solver = "auto" if batch.solver == "auto" else getattr(ibnn_jax, batch.solver)()
     y, v, lam, p, w = (

@@ -39,16 +39,19 @@ class Network:
         layers, channels, shape = NETWORKS[name]
         implicit = partial(ibnn_jax.ImplicitBias, lam=lam, solver=solver)
         neuron = None if lam is None else implicit
-        self.build = lambda key: ibnn_jax.UCN(
+        self.network = partial(
+            ibnn_jax.UCN,
             shape,
             10,
             layers=layers,
             channels=channels,
             neuron=neuron,
             conv_general_dilated=convolution,
-            rngs=nnx.Rngs(key),
         )
         self.graph = _split(nnx.eval_shape(self.build, jax.random.key(0)))[0]
+
+    def build(self, key) -> ibnn_jax.UCN:
+        return self.network(rngs=nnx.Rngs(key))
 
     def start(self, key):
         """(params, rest) of one seed."""
