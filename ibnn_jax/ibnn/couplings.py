@@ -44,6 +44,10 @@ class Uniform:
     channel (the paper's experiments), (-3, -2, -1) the whole layer, (-1,) the channels
     at each pixel.
 
+    Args:
+        axes: the coupled axes of y, as integers.
+        sigma: the nonlinearity, `ibnn_jax.tanh` or one of your own.
+
     Raises:
         ValueError: no axes, axes that are not integers, an axis that y lacks, or the
             same axis twice.
@@ -84,6 +88,7 @@ class Window:
             asymmetric).
         axes: the two spatial axes, height then width; the default fits channels-last
             maps [..., H, W, C].
+        sigma: the nonlinearity, as in `Uniform`.
 
     Raises:
         ValueError: even or non-positive sizes, a window larger than the image, axes
@@ -133,7 +138,7 @@ class Dense:
 
     Args:
         w: real, in float32 or float64; half precision and integers are converted.
-        sigma: the nonlinearity.
+        sigma: the nonlinearity, as in `Uniform`.
 
     Raises:
         ValueError: w is not real, not square, not symmetric, negative somewhere, not

@@ -23,6 +23,7 @@ def hidden_margins(
 
     Args:
         model: a network of one block, in evaluation mode.
+        images, labels: what it is asked, and the right classes.
 
     Returns:
         One distance per image; negative where the class is wrong already.
