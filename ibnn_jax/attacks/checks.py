@@ -110,10 +110,10 @@ def _check_range(images, low, high):
     # Bounds such as (0 - mean) / std are met up to the rounding of the images.
     slack = 4 * float(jnp.finfo(images.dtype).eps) * np.maximum(abs(low), abs(high))
     if not ((least >= low - slack) & (most <= high + slack)).all():
-        found = f"{least.min():g} to {most.max():g}"
+        given = f"{least.min():g} to {most.max():g}"
         raise ValueError(
             f"images must be within bounds, {low.min():g} to {high.max():g}; got "
-            f"values from {found}: rescale the images, or pass their bounds"
+            f"values from {given}: rescale the images, or pass their bounds"
         )
 
 
@@ -125,10 +125,10 @@ def integer_labels(labels: Any, images: Array) -> Array:
         or not jnp.issubdtype(dtype, jnp.integer)
         or tuple(shape) != images.shape[:1]
     ):
-        found = type(labels).__name__ if dtype is None else f"{dtype}{list(shape)}"
+        given = type(labels).__name__ if dtype is None else f"{dtype}{list(shape)}"
         raise ValueError(
             f"labels must be an array of {len(images)} integers, one per image; got "
-            f"{found}"
+            f"{given}"
         )
     return labels
 
@@ -155,8 +155,8 @@ def random_key(key: Any) -> Array:
         return key
     if dtype == jnp.uint32 and shape in ((2,), (4,)):
         return jnp.asarray(key)
-    found = type(key).__name__ if dtype is None else f"{dtype}{list(shape)}"
-    raise ValueError(f"key must be one key, as jax.random.key(0); got {found}")
+    given = type(key).__name__ if dtype is None else f"{dtype}{list(shape)}"
+    raise ValueError(f"key must be one key, as jax.random.key(0); got {given}")
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:

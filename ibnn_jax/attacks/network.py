@@ -114,10 +114,10 @@ def trace_scores(
         and results[0].shape[0] == len(images)
         and jnp.issubdtype(results[0].dtype, jnp.floating)
     ):
-        found = ", ".join(f"{r.dtype}{list(r.shape)}" for r in results)
+        given = ", ".join(f"{r.dtype}{list(r.shape)}" for r in results)
         raise ValueError(
             f"{name} must return one floating array [{len(images)}, classes] for "
-            f"{len(images)} images; got {found or 'no array'}"
+            f"{len(images)} images; got {given or 'no array'}"
         )
     if not scores.program.transformed:
         return scores, images

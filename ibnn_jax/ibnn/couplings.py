@@ -155,11 +155,11 @@ class Dense:
     @classmethod
     def unchecked(cls, w, sigma: Sigma = sigmas.tanh, negative=None) -> "Dense":
         """Without the checks; negative: max(0, -smallest eigenvalue of w), if known."""
-        made = object.__new__(cls)
-        made.w, made.sigma = w, sigma
+        dense = object.__new__(cls)
+        dense.w, dense.sigma = w, sigma
         if negative is not None:
-            made.__dict__["negative"] = negative
-        return made
+            dense.__dict__["negative"] = negative
+        return dense
 
     def tree_flatten(self):
         return (self.w,), self.sigma

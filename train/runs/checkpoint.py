@@ -86,9 +86,9 @@ class Checkpoints:
             arrays=ocp.args.StandardRestore(), digests=ocp.args.JsonRestore()
         )
         try:
-            found = self._manager.restore(self.epoch, args=items)
-            arrays = {name: np.asarray(x) for name, x in found["arrays"].items()}
-            digests = found["digests"]
+            saved = self._manager.restore(self.epoch, args=items)
+            arrays = {name: np.asarray(x) for name, x in saved["arrays"].items()}
+            digests = saved["digests"]
             wrong = sorted(
                 name
                 for name in arrays.keys() | digests.keys()

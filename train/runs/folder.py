@@ -209,17 +209,17 @@ def read(folder: str | Path) -> dict[str, History]:
         if not isinstance(model, str):
             raise ValueError(f"{file} is damaged: {model!r} is no model")
         by_model.setdefault(model, []).append(line)
-    found = {}
+    histories = {}
     for model, lines in by_model.items():
-        found[model] = _history(lines, file)
-        epochs = found[model]["test_accuracy"].shape[1]
+        histories[model] = _history(lines, file)
+        epochs = histories[model]["test_accuracy"].shape[1]
         times = [
             _get(line, seconds_file, "seconds")
             for line in seconds
             if line.get("model") == model
         ]
-        found[model]["seconds"] = _numbers(times[:epochs], seconds_file)
-    return found
+        histories[model]["seconds"] = _numbers(times[:epochs], seconds_file)
+    return histories
 
 
 def _history(lines: list[dict], file: Path) -> History:

@@ -120,13 +120,13 @@ def bootstrap_interval(values: np.ndarray) -> list[float] | None:
     from scipy.stats import bootstrap  # late: it takes a second to import
 
     rng = np.random.default_rng(0)
-    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=rng)
-    interval = [float(v) for v in found.confidence_interval]
+    result = bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=rng)
+    interval = [float(v) for v in result.confidence_interval]
     if not np.isfinite(interval).all():
-        found = bootstrap(
+        result = bootstrap(
             (values,), np.mean, n_resamples=RESAMPLES, rng=rng, method="percentile"
         )
-        interval = [float(v) for v in found.confidence_interval]
+        interval = [float(v) for v in result.confidence_interval]
     return interval
 
 
@@ -137,14 +137,16 @@ def comparisons(runs: dict[str, History]) -> list[str]:
         standard = standard_beside(name, runs)
         if standard is None or name.split()[0] == "sm":
             continue
-        found = paired_difference(history, runs[standard])
-        if found is None:
+        paired = paired_difference(history, runs[standard])
+        if paired is None:
             continue
-        line = f"{name} - {standard}, paired by seed: {100 * found['mean']:+.2f} points"
-        if found["interval"]:
-            low, high = (100 * v for v in found["interval"])
+        line = (
+            f"{name} - {standard}, paired by seed: {100 * paired['mean']:+.2f} points"
+        )
+        if paired["interval"]:
+            low, high = (100 * v for v in paired["interval"])
             line += f", 95% bootstrap interval of the mean [{low:+.2f}, {high:+.2f}]"
-        lines.append(f"{line}, better in {found['better']} of {found['seeds']} seeds")
+        lines.append(f"{line}, better in {paired['better']} of {paired['seeds']} seeds")
     return lines
 
 
