@@ -220,17 +220,22 @@ def merge_vmap(f: Callable) -> Callable:
     Groups are independent, so a batch of problems is one problem with more of them:
     loops keep one counter, and no batched scatter or batched loop condition is left
     to XLA. Where what all groups share is batched (a Dense w), f is mapped as usual.
+    Of groups that are spread over an explicit mesh, every device solves its own.
     """
     f = full_precision(f)
-    call = jax.custom_batching.custom_vmap(f)
 
-    @call.def_vmap
-    def rule(size, batched, problem, *rest):
+    def solve(problem, *rest):
+        grouped, _ = problem.parts()
+        led = jax.tree.map(lambda _: False, problem).parts()[1](_all_true(grouped))
+        return _on_devices(f, (problem, *rest), (led, *_all_true(rest)))
+
+    call = jax.custom_batching.custom_vmap(solve)
+
+    def mapped(size, batched, problem, *rest):
         shared = [getattr(batched[0], name) for name in problem.shared]
         if any(jax.tree.leaves(shared)):
             axes = jax.tree.map(lambda b: 0 if b else None, batched)
-            out = jax.vmap(f, in_axes=tuple(axes), axis_size=size)(problem, *rest)
-            return out, jax.tree.map(lambda _: True, out)
+            return jax.vmap(f, in_axes=tuple(axes), axis_size=size)(problem, *rest)
 
         grouped, join = problem.parts()
         leaves = (grouped, rest)
@@ -244,7 +249,50 @@ def merge_vmap(f: Callable) -> Callable:
 
         grouped, rest = jax.tree.map(merge, leaves, flags)
         out = call(join(grouped), *rest)
-        out = jax.tree.map(lambda x: x.reshape(size, groups, *x.shape[1:]), out)
-        return out, jax.tree.map(lambda _: True, out)
+        return jax.tree.map(lambda x: x.reshape(size, groups, *x.shape[1:]), out)
+
+    @call.def_vmap
+    def rule(size, batched, *args):
+        def local(*args):
+            leaves = zip(jax.tree.leaves(args), jax.tree.leaves(batched))
+            size_here = next(
+                (x.shape[0] for x, is_batched in leaves if is_batched), size
+            )
+            return mapped(size_here, batched, *args)
+
+        out = _on_devices(local, args, tuple(batched))
+        return out, _all_true(out)
 
     return call
+
+
+def _on_devices(f: Callable, args: tuple, led: tuple):
+    """f(*args), on each device's part of what is spread over an explicit mesh.
+
+    led: for each leaf, whether its axis 0 is the one that is spread. So is that of
+    every leaf that f returns.
+    """
+    leaves = zip(jax.tree.leaves(args), jax.tree.leaves(led))
+    spread = [x for x, is_led in leaves if is_led and explicit_spec(x)[0]]
+    if not spread:
+        return f(*args)
+    names = explicit_spec(spread[0])[0]
+    spec = PartitionSpec(names)
+    specs = jax.tree.map(lambda b: spec if b else PartitionSpec(), led)
+
+    def local(*args):
+        def vary(x, is_led):  # as loops and branches want their operands
+            return x if is_led else jax.lax.pcast(x, names, to="varying")
+
+        return f(*jax.tree.map(vary, args, led))
+
+    return jax.shard_map(
+        local,
+        mesh=jax.typeof(spread[0]).sharding.mesh,
+        in_specs=specs,
+        out_specs=spec,
+    )(*jax.tree.map(jax.sharding.reshard, args, specs))
+
+
+def _all_true(tree):
+    return jax.tree.map(lambda _: True, tree)

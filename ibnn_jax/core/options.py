@@ -1,9 +1,12 @@
 """Numbers given as options: concrete ones of numpy and JAX become Python's, others are
-refused when given.
+refused when given. So is what is given for an array and is none.
 """
 
 import math
+from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
 from jax.core import Tracer
 
 
@@ -59,6 +62,19 @@ def check_between(
         end = "]" if closed else ")"
         raise ValueError(f"{name} must be in ({low}, {high}{end}; got {number!r}")
     return plain
+
+
+def real_array(name: str, value: Any) -> Array:
+    """value as a real array; ValueError where it is none."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        dtype = getattr(value, "dtype", None)
+        given = f"{value!r:.60}" if dtype is None else f"dtype {dtype}"
+        raise ValueError(f"{name} must be real numbers; got {given}") from None
+    if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.integer)):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return array
 
 
 def _plain(number):

@@ -69,7 +69,7 @@ def fixed_point(
     Raises:
         ValueError: as `solve`; an adjoint that does not fit the solver.
     """
-    adjoint = Implicit() if adjoint is None else adjoint
+    adjoint = resolved_adjoint(adjoint)
     settings = settings_for(solver, problem, tol, max_steps, False)
     adjoint.check(settings)
     return fixed_point_with(settings, adjoint, problem, start)
@@ -110,6 +110,17 @@ def check_solver(solver) -> None:
         f'unknown solver {solver!r}; use "auto" or options such as {hint}. '
         f"There are {', '.join(SOLVERS)}"
     )
+
+
+def resolved_adjoint(adjoint) -> AbstractAdjoint:
+    """The adjoint that is meant; ValueError for what is none."""
+    if adjoint is None:
+        return Implicit()
+    if not isinstance(adjoint, AbstractAdjoint):
+        raise ValueError(
+            f"adjoint must be Implicit(), Unrolled() or Phantom(k); got {adjoint!r}"
+        )
+    return adjoint
 
 
 # Compiled here, so that calls outside jit too are compiled once for each shape and

@@ -23,6 +23,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.ibnn import sigmas
 from ibnn_jax.ibnn.pairwise import (
     DenseOperator,
@@ -57,7 +58,8 @@ class Uniform:
     sigma: Sigma = sigmas.tanh
 
     def __post_init__(self):
-        axes = _integers("Uniform", "axes", self.axes)
+        axes = _distinct("Uniform", self.axes)
+        _check_sigma("Uniform", self.sigma)
         if not axes:
             raise ValueError(
                 "Uniform: axes is empty; name at least one axis of y to couple, "
@@ -107,7 +109,8 @@ class Window:
                 "Window: size must be two odd positive integers, so that w is "
                 f"symmetric; got {size}"
             )
-        axes = _integers("Window", "axes", self.axes)
+        axes = _distinct("Window", self.axes)
+        _check_sigma("Window", self.sigma)
         if len(axes) != 2:
             raise ValueError(
                 f"Window: axes must name two axes (height, width); got {axes}"
@@ -149,6 +152,7 @@ class Dense:
     sigma: Sigma
 
     def __init__(self, w, sigma: Sigma = sigmas.tanh):
+        _check_sigma("Dense", sigma)
         self.w = w if isinstance(w, Tracer) else _checked_weights(w)
         self.sigma = sigma
 
@@ -218,6 +222,7 @@ def check_slope(p) -> None:
     """Raise ValueError where p is known and not positive everywhere."""
     if isinstance(p, Tracer):
         return
+    real_array("p", p)
     p = np.asarray(p)
     if not (p > 0).all():
         raise ValueError(
@@ -280,7 +285,7 @@ def project_lam(lam, p, coupling: Coupling, constraint: str | None = "unique"):
 
 def symmetrised(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """max((w + w^T) / 2, 0): the coupling that a trained w stands for."""
-    return jnp.maximum(0.5 * (w + w.T), 0)
+    return jnp.maximum(0.5 * (w + w.swapaxes(-1, -2)), 0)
 
 
 def _integers(owner: str, name: str, value) -> tuple[int, ...]:
@@ -292,6 +297,21 @@ def _integers(owner: str, name: str, value) -> tuple[int, ...]:
         return tuple(operator.index(v) for v in values)
     except TypeError:
         raise ValueError(f"{owner}: {name} must be integers; got {value!r}") from None
+
+
+def _distinct(owner: str, axes) -> tuple[int, ...]:
+    axes = _integers(owner, "axes", axes)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{owner}: axes {axes} name the same axis of y twice")
+    return axes
+
+
+def _check_sigma(owner: str, sigma) -> None:
+    if not isinstance(sigma, Sigma):
+        raise ValueError(
+            f"{owner}: sigma must be ibnn_jax.tanh, hard_tanh or a Sigma with its "
+            f"primitive; got {sigma!r:.60}"
+        )
 
 
 def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]:
@@ -307,7 +327,10 @@ def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]
 
 
 def _checked_weights(w) -> np.ndarray:
-    w = np.array(w)  # a copy
+    try:
+        w = np.array(w)  # a copy
+    except ValueError:
+        raise ValueError("Dense: w has rows of different lengths") from None
     if w.ndim != 2 or w.shape[0] != w.shape[1] or w.size == 0:
         raise ValueError(
             f"Dense: w must be a non-empty square matrix [n, n]; got shape {w.shape}"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.ibnn.couplings import Coupling, check_coupling, check_slope
 from ibnn_jax.ibnn.equation import IBNNProblem
@@ -56,7 +57,7 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
             axis, or (when its value is known) p <= 0.
     """
     check_coupling(coupling)
-    y = jnp.asarray(y)
+    y = real_array("y", y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(
             f"y must have a floating dtype; got {y.dtype}. "
@@ -68,6 +69,11 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
         raise ValueError(
             f"y of shape {y.shape} has empty groups: the coupled axes {axes} need at "
             "least one neuron"
+        )
+    if not all(isinstance(size, int) for size in event):
+        raise ValueError(
+            f"the coupled axes {axes} of y {y.shape} need sizes that are numbers; "
+            "jax.export can leave the batch open, not a group"
         )
     check_slope(p)
     layout = Layout(
@@ -85,13 +91,7 @@ def bind(y, lam, p, coupling: Coupling) -> tuple[IBNNProblem, Layout]:
 
 def _per_group(name: str, value, shape, axes, dtype) -> Array:
     """lam or p as [G, 1]."""
-    try:
-        value = jnp.asarray(value)
-    except TypeError:
-        raise ValueError(f"{name} must be real; got {value!r}") from None
-    real = jnp.issubdtype(value.dtype, jnp.floating)
-    if not (real or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise ValueError(f"{name} must be real; got dtype {value.dtype}")
+    value = real_array(name, value)
     wanted = tuple(1 if a in axes else s for a, s in enumerate(shape))
     try:
         value = jnp.broadcast_to(value.astype(dtype), wanted)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from ibnn_jax.core.batching import explicit_spec
@@ -41,21 +40,26 @@ def over_mesh(local: Local, y, lam, p, coupling: Coupling, start) -> Solution:
     groups = PartitionSpec(*(s for a, s in enumerate(spec) if a not in coupled))
     lam, lam_spec = _beside(lam, y, spec)
     p, p_spec = _beside(p, y, spec)
-    # A traced w has to come in as an argument; a known one keeps its eigenvalues.
+    # Arrays of the mesh have to come in as arguments; numbers stay known.
     w = coupling.w if isinstance(coupling, Dense) else None
-    w = w if isinstance(w, Tracer) else None
+    negative = coupling.negative if isinstance(coupling, Dense) else None
+    negative = negative if isinstance(negative, Array) else None
 
-    def on_device(y, lam, p, w, start):
-        mine = coupling if w is None else Dense.unchecked(w, coupling.sigma)
+    def on_device(y, lam, p, w, negative, start):
+        mine = coupling
+        if isinstance(coupling, Dense):
+            known = coupling.negative if negative is None else negative
+            mine = Dense.unchecked(w, coupling.sigma, known)
         return local(y, lam, p, mine, start)
 
+    whole = PartitionSpec()
     mapped = jax.shard_map(
         on_device,
         mesh=jax.typeof(y).sharding.mesh,
-        in_specs=(spec, lam_spec, p_spec, PartitionSpec(), spec),
+        in_specs=(spec, lam_spec, p_spec, whole, whole, spec),
         out_specs=Solution(spec, groups, groups),  # type: ignore
     )
-    return mapped(y, lam, p, w, start)
+    return mapped(y, lam, p, w, negative, start)
 
 
 def _beside(value, y: Array, spec: PartitionSpec) -> tuple[Array, PartitionSpec]:

@@ -10,15 +10,16 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core import linear_solve
-from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
+from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.linear_solve import LinearSettings
-from ibnn_jax.core.options import check_count, check_steps, check_tol
+from ibnn_jax.core.options import check_count, check_steps, check_tol, real_array
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solve import (
     check_solver,
     fixed_point_with,
+    resolved_adjoint,
     settings_for,
     solve_with,
 )
@@ -154,7 +155,7 @@ def implicit_bias(
     Example:
         z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
-    adjoint = _resolve_adjoint(adjoint)
+    adjoint = resolved_adjoint(adjoint)
     if adjoint.needs_exact_solver and isinstance(solver, str) and solver == "auto":
         solver = Newton()
 
@@ -286,22 +287,12 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
     check_coupling(coupling)
     if not (isinstance(solver, str) and solver == "auto"):
         check_solver(solver)
-    adjoint = _resolve_adjoint(adjoint)
+    adjoint = resolved_adjoint(adjoint)
     if isinstance(solver, MeanField):
         uniform = isinstance(coupling, Uniform)
         solver.check_operator(coupling.bind((2,)) if uniform else None)
         adjoint.check(SolveSettings(solver, 1.0, 1))
     return check_tol(tol), check_steps("max_steps", max_steps)
-
-
-def _resolve_adjoint(adjoint) -> AbstractAdjoint:
-    if adjoint is None:
-        return Implicit()
-    if not isinstance(adjoint, AbstractAdjoint):
-        raise ValueError(
-            f"adjoint must be Implicit(), Unrolled() or Phantom(k); got {adjoint!r}"
-        )
-    return adjoint
 
 
 @dataclass(frozen=True)
@@ -321,8 +312,11 @@ class _Options:
 def _on_groups(options: _Options, solve_groups, y, lam, p, coupling, start) -> Solution:
     """Lay the arguments out on groups, solve these, and go back to the axes of y."""
     check_coupling(coupling)
-    y = jnp.asarray(y)
+    y = real_array("y", y)
+    for name, value in (("lam", lam), ("p", p)):
+        real_array(name, value)
     if start is not None:
+        start = real_array("start", start)
         _check_same_shape("start", start, "y", y)
 
     def local(y, lam, p, coupling, start):

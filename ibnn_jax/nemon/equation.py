@@ -11,6 +11,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.nemon.activations import check_activation, slope
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
@@ -77,10 +78,10 @@ class NEMONProblem(AbstractProblem):
 
     @property
     def unique(self):
-        return jnp.broadcast_to(self.certified, self.u.shape[:1])
+        return self.certified | jnp.zeros_like(self.u[:, 0], dtype=bool)
 
     def step_sizes(self, z):
-        return jnp.broadcast_to(self._average(), z.shape)
+        return self._average() * jnp.ones_like(z)
 
     @property
     def shortest_step(self):
@@ -125,7 +126,7 @@ def bind(
             decrease or to have a slope above 1.
     """
     matrix = as_matrix(A)
-    u = jnp.asarray(u)
+    u = real_array("u", u)
     if not jnp.issubdtype(u.dtype, jnp.floating):
         raise ValueError(f"u must have a floating dtype; got {u.dtype}")
     event = matrix.event

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.options import real_array
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
 from ibnn_jax.nemon.solve import differentiable
@@ -36,19 +38,24 @@ def interval(
     of A. So it has one solution where A has, found by the same solvers, and the average
     iteration from z on keeps lo <= z <= hi.
 
-    Rows that miss their tolerance get infinite bounds, for nothing is known of them.
+    Rows that miss their tolerance get infinite bounds, for nothing is known of them; so
+    do rows where a traced u_lo is above u_hi.
 
     Raises:
-        ValueError: as `nemon.solve`; u_lo and u_hi differ in shape.
+        ValueError: as `nemon.solve`; u_lo and u_hi differ in shape, or u_lo is known to
+            be above u_hi.
 
     Reference: Jafarpour et al., Robust training and verification of implicit neural
         networks (2022).
     """
-    u_lo, u_hi = jnp.asarray(u_lo), jnp.asarray(u_hi)
+    u_lo, u_hi = real_array("u_lo", u_lo), real_array("u_hi", u_hi)
     if u_lo.shape != u_hi.shape:
         raise ValueError(
             f"u_lo and u_hi must have one shape; got {u_lo.shape} and {u_hi.shape}"
         )
+    crossed = u_lo > u_hi
+    if not isinstance(crossed, Tracer) and crossed.any():
+        raise ValueError("the lower end of an interval must not be above the upper one")
     matrix = as_matrix(A)
     both = None if eta is None else jnp.concatenate([eta, eta])
     u = jnp.concatenate([u_lo, u_hi], -1)
@@ -58,6 +65,8 @@ def interval(
     lo, hi = jnp.split(z, 2, -1)
     batch = u.shape[: u.ndim - len(matrix.event)]
     met = solution.stats.converged.reshape(*batch, *[1] * len(matrix.event))
+    inner = tuple(range(len(batch), u.ndim))
+    met &= ~crossed.any(inner, keepdims=True)
     return jnp.where(met, lo, -jnp.inf), jnp.where(met, hi, jnp.inf)
 
 
@@ -71,10 +80,33 @@ def margins(
 ) -> Float[Array, "N q"]:
     """The least y_label - y_k that y = C z + c can have for z_lo <= z <= z_hi, [N, q].
 
-    It is 0 at k = label. Where all others are positive, the class is certified.
+    It is 0 at k = label. Where all others are positive, the class is certified. NaN
+    where a traced label is not one of the classes.
+
+    Raises:
+        ValueError: labels are not [N] integers, or are known not to be classes.
     """
-    difference = C[labels][:, None] - C
+    labels = _class_labels(labels, len(C), z_lo.shape[:1])
+    difference = C[labels][:, None] - C[None]
     centre, radius = (z_lo + z_hi) / 2, (z_hi - z_lo) / 2
     least = jnp.einsum("nqi,ni->nq", difference, centre)
     least -= jnp.einsum("nqi,ni->nq", jnp.abs(difference), radius)
-    return least + c[labels][:, None] - c
+    least = least + c[labels][:, None] - c[None]
+    return jnp.where(labels[:, None] >= 0, least, jnp.nan)
+
+
+def _class_labels(labels, classes: int, shape: tuple[int, ...]) -> Int[Array, "N"]:
+    """The labels, -1 for those that are none of the classes."""
+    labels = real_array("labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
+        raise ValueError(
+            f"labels must be integers {list(shape)}, one per image; got "
+            f"{labels.dtype}{list(labels.shape)}"
+        )
+    known = (labels >= 0) & (labels < classes)
+    if not isinstance(known, Tracer) and not known.all():
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the classes; got values from "
+            f"{labels.min()} to {labels.max()}"
+        )
+    return jnp.where(known, labels, -1)

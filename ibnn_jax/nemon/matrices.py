@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.nemon.weights import check_kernel, matrix_measure, metzler
 
 
@@ -147,7 +148,7 @@ class Convolution(AbstractMatrix):
         return Convolution(jnp.concatenate([both, swapped], 2), self.sides)
 
     def _convolve(self, z, kernel):
-        maps = z.reshape(len(z), *self.event)
+        maps = z.reshape(z.shape[0], *self.event)
         out = jax.lax.conv_general_dilated(
             maps, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -166,7 +167,7 @@ def as_matrix(A: Array | AbstractMatrix) -> AbstractMatrix:
         return A
     if isinstance(A, AbstractMatrix):
         return A
-    A = jnp.asarray(A)
+    A = real_array("A", A)
     square = A.ndim == 2 and A.shape[0] == A.shape[1] and A.size > 0
     if not square or not jnp.issubdtype(A.dtype, jnp.floating):
         raise ValueError(

@@ -7,6 +7,7 @@ whatever the step.
 Reference: Winston and Kolter, Monotone operator equilibrium networks (2020).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Float
 
 from ibnn_jax.core import IterativeSolver
 from ibnn_jax.core.iterate import Simple
+from ibnn_jax.core.options import check_between
 from ibnn_jax.nemon.equation import NEMONProblem
 from ibnn_jax.nemon.matrices import DenseMatrix
 
@@ -114,10 +116,9 @@ class _Prepared(NEMONProblem):
 
 
 def _check_alpha(solver) -> None:
-    if not solver.alpha > 0:
-        raise ValueError(
-            f"{type(solver).__name__}: alpha must be positive; got {solver.alpha}"
-        )
+    name = f"{type(solver).__name__}: alpha"
+    alpha = check_between(name, solver.alpha, 0, math.inf)
+    object.__setattr__(solver, "alpha", alpha)
 
 
 def _check_problem(solver, problem) -> None:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.options import real_array
 
 
 def contractive(
@@ -147,8 +148,13 @@ def monotone(
 
 def check_gamma(gamma) -> None:
     """Refuse a gamma that is known and not below 1."""
-    if not isinstance(gamma, Tracer) and not (np.asarray(gamma) < 1).all():
-        raise ValueError(f"gamma must be below 1, or z is not unique; got {gamma}")
+    real_array("gamma", gamma)
+    if isinstance(gamma, Tracer):
+        return
+    if not ((np.asarray(gamma) < 1) & np.isfinite(gamma)).all():
+        raise ValueError(
+            f"gamma must be below 1 and finite, or z is not unique; got {gamma}"
+        )
 
 
 def check_kernel(kernel: Array) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax import nemon
@@ -81,7 +83,11 @@ class EquilibriumClassifier(nnx.Module):
         """Least y_label - y_k over all images in [0, 1] within eps, by intervals.
 
         Differentiable: a loss on these margins is certified training.
+
+        Raises:
+            ValueError: as `nemon.margins`; eps is negative, or images leave [0, 1].
         """
+        self._check(images, eps)
         assert self.readout.bias is not None
         lo, hi = jnp.clip(images - eps, 0, 1), jnp.clip(images + eps, 0, 1)
         z_lo, z_hi = self.layer.interval(*self.front.interval(lo, hi))
@@ -94,6 +100,18 @@ class EquilibriumClassifier(nnx.Module):
         margins = self.margins(images, labels, eps)
         others = ~jax.nn.one_hot(labels, margins.shape[1], dtype=bool)
         return jnp.where(others, margins, jnp.inf).min(1) > 0
+
+    def _check(self, images, eps) -> None:
+        if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
+            raise ValueError(f"eps must be at least 0; got {eps}")
+        if isinstance(images, Tracer) or images.size == 0:
+            return
+        pixels = np.asarray(images)  # by numpy, since jax computes nothing under jit
+        least, most = float(pixels.min()), float(pixels.max())
+        if not 0 <= least <= most <= 1:
+            raise ValueError(
+                f"images must be within [0, 1]; got values from {least:g} to {most:g}"
+            )
 
     def lams(self) -> list[Array]:
         """No implicit bias: none."""

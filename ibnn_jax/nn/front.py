@@ -19,7 +19,7 @@ class Pixels(nnx.Module):
         self.features = prod(image_shape)
 
     def __call__(self, x: Float[Array, "N ..."]) -> Float[Array, "N features"]:
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], self.features)
 
     def interval(
         self, lo: Float[Array, "N ..."], hi: Float[Array, "N ..."]
@@ -80,7 +80,7 @@ class ConvolutionalFront(nnx.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N features"]:
         for convolution in self.convolutions:
             x = nnx.relu(convolution(x))
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], self.features)
 
     def interval(
         self, lo: Float[Array, "N H W C"], hi: Float[Array, "N H W C"]
@@ -89,7 +89,8 @@ class ConvolutionalFront(nnx.Module):
         for convolution in self.convolutions:
             lo, hi = convolution.interval(lo, hi)
             lo, hi = nnx.relu(lo), nnx.relu(hi)
-        return lo.reshape(len(lo), -1), hi.reshape(len(hi), -1)
+        shape = lo.shape[0], self.features
+        return lo.reshape(shape), hi.reshape(shape)
 
     def lipschitz(self) -> Float[Array, ""]:
         """A Lipschitz bound, l-inf to l-inf: the product of the kernels' row sums."""

@@ -6,13 +6,13 @@ from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
+from ibnn_jax.core.options import check_count, real_array
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import (
@@ -69,7 +69,7 @@ class ImplicitBias(nnx.Module):
         coupling: Coupling = Uniform((-3, -2)),
         channels: int | None = None,
         lam: float | Array | None = None,
-        p: float = 10.0,
+        p: float | Array = 10.0,
         train_lam: bool = True,
         train_p: bool = False,
         train_w: bool = False,
@@ -86,8 +86,9 @@ class ImplicitBias(nnx.Module):
             raise ValueError(
                 f"constraint must be one of {CONSTRAINTS}; got {constraint!r}"
             )
-        if np.ndim(p) or not p > 0:
+        if real_array("p", p).ndim or not (isinstance(p, Tracer) or p > 0):
             raise ValueError(f"p must be one positive number; got {p}")
+        _check_channels(channels, coupling)
         tol, max_steps = check_options(coupling, solver, adjoint, tol, max_steps)
         self.lam = _variable(train_lam, _initial_lam(lam, channels, rngs))
         self.log_p = _variable(train_p, jnp.log(jnp.asarray(p, jnp.float32)))
@@ -111,11 +112,14 @@ class ImplicitBias(nnx.Module):
     @property
     def coupling(self) -> Coupling:
         """The coupling, with the w that the module holds."""
-        if self.w is None:
+        return self._coupling_with(_value(self.w), _value(self.w_negative))
+
+    def _coupling_with(self, w: Array | None, negative: Array | None) -> Coupling:
+        if w is None:
             return self._fixed
         if isinstance(self.w, nnx.Param):
-            return Dense.unchecked(symmetrised(self.w[...]), self._sigma)
-        return Dense.unchecked(self.w[...], self._sigma, self.w_negative[...])
+            w = symmetrised(w)
+        return Dense.unchecked(w, self._sigma, negative)
 
     def _set_coupling(self, coupling: Coupling, train_w: bool) -> None:
         """w, and what the bound needs of its eigenvalues, become variables."""
@@ -164,13 +168,24 @@ class ImplicitBias(nnx.Module):
         return (solution.value, solution.stats) if return_stats else solution.value
 
     def project(self) -> None:
-        """Bring lam back inside its constraint, in place; a trained w likewise."""
+        """Bring lam back inside its constraint, in place; a trained w likewise.
+
+        Also of a stack of modules, as `nnx.vmap` makes it.
+        """
         if isinstance(self.w, nnx.Param):
             self.w[...] = symmetrised(self.w[...])
-        if isinstance(self.lam, nnx.Param):
-            self.lam[...] = project_lam(
-                self.lam[...], self.p, self.coupling, self.constraint
-            )
+        if not isinstance(self.lam, nnx.Param):
+            return
+
+        def projected(lam, p, w, negative):
+            coupling = self._coupling_with(w, negative)
+            return project_lam(lam, p, coupling, self.constraint)
+
+        for _ in range(self.p.ndim):  # p is one number in every module
+            projected = jax.vmap(projected)
+        self.lam[...] = projected(
+            self.lam[...], self.p, _value(self.w), _value(self.w_negative)
+        )
 
     def _check_axes(self, y, coupling: Coupling) -> None:
         if not self.batched or jnp.ndim(y) < 2:
@@ -225,6 +240,22 @@ def project(model: nnx.Module) -> None:
         layer.project()
 
 
+def _value(variable: nnx.Variable | None) -> Array | None:
+    return None if variable is None else variable[...]
+
+
+def _check_channels(channels: int | None, coupling: Coupling) -> None:
+    if channels is None:
+        return
+    check_count("channels", channels)
+    if isinstance(coupling, Dense) or -1 in coupling.axes:
+        raise ValueError(
+            f"channels={channels} gives each entry of the last axis a lam, but "
+            f"{type(coupling).__name__} couples that axis, and a group has one lam: "
+            "use channels=None"
+        )
+
+
 def _variable(trained: bool, value: Array) -> nnx.Variable:
     return nnx.Param(value) if trained else Frozen(value)
 
@@ -238,9 +269,10 @@ def _initial_lam(lam, channels: int | None, rngs: nnx.Rngs | None) -> Array:
                 "value"
             )
         return 1e-3 * jax.random.normal(rngs.params(), shape, jnp.float32)
-    if jnp.shape(lam) not in ((), shape):
+    lam = real_array("lam", lam)
+    if lam.shape not in ((), shape):
         raise ValueError(
-            f"lam of shape {jnp.shape(lam)} does not fit channels={channels}: "
+            f"lam of shape {lam.shape} does not fit channels={channels}: "
             f"use a scalar or {shape}"
         )
     return jnp.broadcast_to(jnp.asarray(lam, jnp.float32), shape)

@@ -36,6 +36,17 @@ class _Layer(nnx.Module):
         return (v, stats) if return_stats else v
 
 
+def _check(activation: Any, channels: int | None, out_features: int) -> None:
+    if not callable(activation):
+        raise ValueError(
+            f"activation must be a function such as jax.nn.relu; got {activation!r}"
+        )
+    if channels is not None and channels != out_features:
+        raise ValueError(
+            f"channels must be None or out_features, {out_features}; got {channels}"
+        )
+
+
 @saveable
 class IBNNLinear(_Layer):
     """v = phi(F(x M + c; lam)): a dense layer whose output neurons are all coupled.
@@ -83,6 +94,7 @@ class IBNNLinear(_Layer):
             bias_init=bias_init,
             rngs=rngs,
         )
+        _check(activation, implicit.get("channels"), out_features)
         self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
         self.activation = activation
 
@@ -155,6 +167,7 @@ class IBNNConv(_Layer):
             conv_general_dilated=conv_general_dilated,
         )
         spatial = tuple(range(-len(size) - 1, -1))
+        _check(activation, implicit.get("channels"), out_features)
         coupling = Uniform(spatial) if coupling is None else coupling
         self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
         self.activation = activation

@@ -1,19 +1,24 @@
 """Flax NNX layers z = phi(A z + B x + b) that are well-posed by construction."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax import nemon
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Stats
+from ibnn_jax.core.options import check_between, check_count, check_steps, check_tol
+from ibnn_jax.core.solve import check_solver, resolved_adjoint
+from ibnn_jax.nemon.activations import check_activation
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix
-from ibnn_jax.nemon.solve import differentiable, unflatten
+from ibnn_jax.nemon.solve import differentiable, resolve, unflatten
 from ibnn_jax.nemon.weights import check_gamma, check_kernel
 from ibnn_jax.nn.recipe import saveable
 
@@ -24,6 +29,9 @@ class Equilibrium(nnx.Module):
     Args:
         activation: phi, elementwise, nondecreasing, of slope at most 1.
         solver, adjoint, tol, max_steps: as in `nemon.fixed_point`.
+
+    Raises:
+        ValueError: an option that `nemon.fixed_point` would refuse whatever x is.
     """
 
     def __init__(
@@ -35,9 +43,12 @@ class Equilibrium(nnx.Module):
         tol: float | None = None,
         max_steps: int | None = None,
     ):
+        check_activation(activation)
+        check_solver(resolve(solver, None)[0])
+        resolved_adjoint(adjoint)
         self.activation = activation
         self.solver, self.adjoint = solver, adjoint
-        self.tol, self.max_steps = tol, max_steps
+        self.tol, self.max_steps = check_tol(tol), check_steps("max_steps", max_steps)
 
     @abstractmethod
     def matrix(self) -> Array | AbstractMatrix:
@@ -73,7 +84,11 @@ class Equilibrium(nnx.Module):
     def interval(
         self, x_lo: Float[Array, "..."], x_hi: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """(z_lo, z_hi) around z for all x_lo <= x <= x_hi, by the embedded network."""
+        """(z_lo, z_hi) around z for all x_lo <= x <= x_hi, by the embedded network.
+
+        Raises:
+            ValueError: as `nemon.interval`.
+        """
         u_lo, u_hi = self._affine_interval(x_lo, x_hi)
         return nemon.interval(
             self._lay_out(u_lo),
@@ -101,11 +116,12 @@ class DenseEquilibrium(Equilibrium):
 
     def __init__(self, in_features, features, rngs, **options):
         super().__init__(**options)
+        _check_sizes(in_features=in_features, features=features)
         self.B = nnx.Param(_normal(rngs, (features, in_features), in_features**-0.5))
         self.b = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def affine(self, x):
-        return x @ self.B[...].T + self.b[...]
+        return _plus(x @ self.B[...].T, self.b[...])
 
     def _affine_interval(self, x_lo, x_hi):
         centre = self.affine((x_lo + x_hi) / 2)
@@ -133,7 +149,8 @@ class NEMON(DenseEquilibrium):
             `nemon.fixed_point`.
 
     Raises:
-        ValueError: gamma is not below 1; when called, phi is not admissible.
+        ValueError: gamma is not below 1, phi is not admissible, or an option that
+            `nemon.fixed_point` refuses.
 
     Example:
         layer = ibnn_jax.NEMON(784, 100, gamma=0.0, rngs=nnx.Rngs(0))
@@ -191,8 +208,7 @@ class NEMONConv(Equilibrium):
         gamma, rngs, options: as in `NEMON`.
 
     Raises:
-        ValueError: gamma is not below 1, an even kernel_size; when called, phi is not
-            admissible.
+        ValueError: as `NEMON`; an even kernel_size.
     """
 
     def __init__(
@@ -208,6 +224,11 @@ class NEMONConv(Equilibrium):
     ):
         check_gamma(gamma)
         super().__init__(**options)
+        _check_sizes(in_features=in_features, features=features, strides=strides)
+        if np.shape(kernel_size) != (2,):
+            raise ValueError(
+                f"kernel_size must be (rows, columns), e.g. (3, 3); got {kernel_size!r}"
+            )
         h, w = kernel_size
         taps = h * w
         inside, outside = (h, w, features, features), (h, w, in_features, features)
@@ -231,7 +252,7 @@ class NEMONConv(Equilibrium):
         return nemon.Convolution(self.kernel(), sides)
 
     def affine(self, x):
-        return _convolve(x, self.B[...], self.strides) + self.b[...]
+        return _plus(_convolve(x, self.B[...], self.strides), self.b[...])
 
     def lipschitz(
         self, C: Float[Array, "q rows columns channels"]
@@ -281,8 +302,7 @@ class NormBounded(DenseEquilibrium):
         rngs: nnx.Rngs,
         **options,
     ):
-        if not 0 < bound < 1:
-            raise ValueError(f"bound must be between 0 and 1; got {bound}")
+        check_between("bound", bound, 0, 1)
         super().__init__(in_features, features, rngs, **options)
         self.T = nnx.Param(_normal(rngs, (features, features), 1 / features))
         self.bound = bound
@@ -328,8 +348,7 @@ class MON(DenseEquilibrium):
         rngs: nnx.Rngs,
         **options,
     ):
-        if not margin > 0:
-            raise ValueError(f"margin must be positive; got {margin}")
+        check_between("margin", margin, 0, math.inf)
         super().__init__(in_features, features, rngs, solver=solver, **options)
         std = (3 * features) ** -0.5
         self.W = nnx.Param(_normal(rngs, (features, features), std))
@@ -370,7 +389,18 @@ class MON(DenseEquilibrium):
         return jnp.maximum(z - reach, 0), z + reach
 
 
+def _check_sizes(**sizes) -> None:
+    for name, size in sizes.items():
+        check_count(name, size)
+
+
+def _plus(u, b):
+    return u + jnp.broadcast_to(b, u.shape)
+
+
 def _convolve(x, kernel, strides):
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = jnp.asarray(x, dtype), kernel.astype(dtype)
     maps = x.reshape(-1, *x.shape[-3:])
     out = jax.lax.conv_general_dilated(
         maps,

@@ -5,9 +5,11 @@ for modules that are built alike. Arrays among the arguments are initial values:
 shape is written, and what they have become is a matter of the weights.
 """
 
+import copyreg
 import dataclasses
 import inspect
 import json
+import sys
 import warnings
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -29,6 +31,19 @@ _named: dict[str, Any] = {}  # what a recipe may name, beside `FUNCTIONS`
 
 class NotSaveable(ValueError):
     """An argument that JSON cannot say."""
+
+
+def _by_name(function):
+    """How pickle finds it: by its name where that leads to it, as with functions."""
+    name = function.__qualname__
+    if getattr(sys.modules.get(function.__module__), name, None) is function:
+        return name
+    return function.__reduce_ex__(4)
+
+
+# So that layers pickle which hold jax.nn.relu (a custom_jvp) or jax.numpy.tanh (a jit).
+for kind in (jax.custom_jvp, type(jnp.tanh)):
+    copyreg.pickle(kind, _by_name)  # type: ignore
 
 
 def saveable(thing: T, name: str | None = None) -> T:

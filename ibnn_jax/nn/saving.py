@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 from flax import nnx
 
@@ -65,6 +66,9 @@ def save(model: nnx.Module, path: str | os.PathLike) -> None:
         model = ibnn_jax.load("digits")
     """
     recipe = recipe_of(model)
+    abstract = jax.ShapeDtypeStruct
+    if any(isinstance(x, abstract) for x in jax.tree.leaves(nnx.state(model))):
+        raise ValueError("the network has shapes only, as nnx.eval_shape makes it")
     weights = {name: np.asarray(_value(leaf)) for name, leaf in _leaves(model).items()}
     _check_unchanged(model, recipe)
     path = Path(path).expanduser()
@@ -97,7 +101,7 @@ def load(path: str | os.PathLike) -> nnx.Module:
     path = Path(path).expanduser()
     structure, data = _read(path)
     model = build(structure["model"])
-    weights = safetensors.numpy.load(data)
+    weights = _arrays(data)
     leaves = _leaves(model)
     shapes = {name: np.shape(_value(leaf)) for name, leaf in leaves.items()}
     _compare_shapes({k: v.shape for k, v in weights.items()}, shapes, f"{path} has")
@@ -106,6 +110,23 @@ def load(path: str | os.PathLike) -> nnx.Module:
     nnx.update(model, nnx.from_flat_state(pairs))
     model.eval()
     return model
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    """What safetensors.numpy.load does, and bfloat16 and float8 as well."""
+    kinds = {"F": "float", "I": "int", "U": "uint"}
+    others = {
+        "BOOL": "bool",
+        "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+    }
+    arrays = {}
+    for name, entry in safetensors.deserialize(data):
+        code = entry["dtype"]
+        dtype = jnp.dtype(others.get(code) or kinds[code[0]] + code[1:])
+        arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    return arrays
 
 
 def _leaves(model: nnx.Module) -> dict[str, Any]:

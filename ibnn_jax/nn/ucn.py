@@ -7,10 +7,12 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.options import check_count
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.nn.convolution import general_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias
@@ -116,15 +118,20 @@ class UCN(nnx.Module):
         rngs: nnx.Rngs,
         implicit: bool | None = None,
     ):
-        if len(image_shape) != 3 or min(image_shape) < 1:
+        if np.shape(image_shape) != (3,) or min(image_shape) < 1:
             raise ValueError(
                 "image_shape must be (height, width, channels), all positive; "
                 f"got {image_shape}"
             )
-        if min(layers, channels, classes) < 1:
+        check_count("layers", layers)
+        check_count("channels", channels)
+        check_count("classes", classes)
+        if kernel_size is not None:
+            check_count("kernel_size", kernel_size)
+        if not (neuron is None or callable(neuron)) or isinstance(neuron, nnx.Module):
             raise ValueError(
-                "layers, channels and classes must be at least 1; "
-                f"got {layers}, {channels}, {classes}"
+                "neuron makes a neuron, as partial(ibnn_jax.ImplicitBias, lam=-0.5) "
+                f"does, or is None; got {neuron!r:.60}"
             )
         if implicit is not None:
             warnings.warn(
@@ -133,7 +140,7 @@ class UCN(nnx.Module):
                 stacklevel=2,
             )
             neuron = neuron if implicit else None
-        height, width, in_channels = image_shape
+        self.image_shape = height, width, in_channels = tuple(image_shape)
         kernel = tuple(kernel_size or max(1, round(0.15 * s)) for s in (height, width))
         self.blocks = nnx.List(
             [
@@ -174,12 +181,17 @@ class UCN(nnx.Module):
         With return_stats, (logits, one `Stats` per layer of implicit neurons).
 
         Raises:
-            ValueError: images are integers.
+            ValueError: images are integers, or not [N, *image_shape].
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
                 f"images must be floating point in [0, 1]; got {images.dtype}. "
                 "For bytes: images.astype(jnp.float32) / 255"
+            )
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images must be [N, height, width, channels] with {self.image_shape}; "
+                f"got {images.shape}"
             )
         x, stats = images, []
         for block in self.blocks:

@@ -69,6 +69,47 @@ def explicit():
             raise AssertionError("a sharded coupled axis was not refused")
 
 
+def vmapped():
+    """A vmap over the sharded axis, and one over the batch that a device holds."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    y = Y.reshape(4, 2, *Y.shape[1:])
+    for case, axis in ((CASES[0], 0), (CASES[0], 1), (CASES[2], 0), (CASES[3], 0)):
+        lam = np.full((y.shape[1 - axis], 1, 1, 1), -0.4, np.float32)
+        f = jax.jit(jax.vmap(gradients(*case), (axis, None)))
+        expected = f(y, jnp.asarray(lam))
+        with jax.set_mesh(mesh):
+            spread = jax.device_put(y, NamedSharding(mesh, P("d")))
+            same(f(spread, jnp.asarray(lam)), expected)
+
+
+def nemon_shard_map():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    graph, state = nnx.split(ib.NEMON(6, 2, rngs=nnx.Rngs(0)))
+
+    def f(state, x):
+        return nnx.merge(graph, state)(x)
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda s: (f(s, Y[:, :, 0, 0]) ** 2).sum()))(state)
+
+    spread = jax.shard_map(f, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
+    same(gradient(spread), gradient(f))
+
+
+def made_on_the_mesh():
+    """A frozen w that lives on the mesh."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    x = Y[:, :, 0, 0]
+
+    def output(x):
+        w = ib.Dense(jnp.full((5, 5), 0.2))
+        return ib.IBNNLinear(6, 5, lam=-0.4, coupling=w, rngs=nnx.Rngs(0))(x)
+
+    expected = output(x)
+    with jax.set_mesh(mesh):
+        same(output(jax.device_put(x, NamedSharding(mesh, P("d")))), expected)
+
+
 def modules():
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
 
@@ -79,6 +120,7 @@ def modules():
     for make in (
         lambda: ib.UCN((6, 8, 1), 3, kernel_size=3, rngs=nnx.Rngs(0)),
         lambda: ib.IBNNConv(1, 2, (3, 3), lam=-0.4, rngs=nnx.Rngs(0)),
+        lambda: ib.NEMON(1, 2, rngs=nnx.Rngs(0)),
     ):
         expected = step(make(), Y)
         model = make()
@@ -88,4 +130,4 @@ def modules():
 
 
 if __name__ == "__main__":
-    {"shard_map": shard_map, "explicit": explicit, "modules": modules}[sys.argv[1]]()
+    globals()[sys.argv[1]]()

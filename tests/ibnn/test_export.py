@@ -37,6 +37,11 @@ def test_a_solve(coupling, shape):
     np.testing.assert_allclose(exported(f, shape)(y), f(y), atol=1e-5)
 
 
+def test_a_group_is_of_a_known_size():
+    with pytest.raises(ValueError, match="leave the batch open, not a group"):
+        exported(lambda y: ib.implicit_bias(y, -0.5, 10.0, ib.Uniform((0,))), (4,))
+
+
 def test_a_network():
     model = ib.UCN((12, 12, 1), 3, rngs=nnx.Rngs(0))
     model.eval()

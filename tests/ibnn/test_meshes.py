@@ -10,7 +10,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("case", ["shard_map", "explicit", "modules"])
+CASES = "shard_map explicit vmapped modules nemon_shard_map made_on_the_mesh".split()
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_four_devices(case):
     """In a process of its own: the number of devices is fixed when jax starts."""
     flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]

@@ -159,18 +159,67 @@ def test_monotone_layer_uses_either_splitting(rng):
         (lambda r: ibnn_jax.NEMONConv(1, 2, (2, 2), rngs=r), "odd h and w"),
         (
             lambda r: ibnn_jax.NormBounded(5, 7, bound=1.0, rngs=r),
-            "bound must be between",
+            r"bound must be in \(0, 1\)",
         ),
-        (lambda r: ibnn_jax.MON(5, 7, margin=0.0, rngs=r), "margin must be positive"),
+        (lambda r: ibnn_jax.MON(5, 7, margin=0.0, rngs=r), "margin must be in"),
         (
-            lambda r: ibnn_jax.NEMON(5, 7, activation=nnx.gelu, rngs=r)(jnp.ones(5)),
+            lambda r: ibnn_jax.NEMON(5, 7, activation=nnx.gelu, rngs=r),
             "nondecreasing",
+        ),
+        (lambda r: ibnn_jax.NEMON(5, 7, gamma=-np.inf, rngs=r), "finite"),
+        (lambda r: ibnn_jax.NEMON(5, 7, solver="newton", rngs=r), "unknown solver"),
+        (lambda r: ibnn_jax.NEMON(5, 7, adjoint="exact", rngs=r), "adjoint must be"),
+        (lambda r: ibnn_jax.NEMON(5, 7, max_steps=0, rngs=r), "max_steps"),
+        (lambda r: ibnn_jax.NEMON(5, 0, rngs=r), "features must be at least 1"),
+        (lambda r: ibnn_jax.NEMONConv(1, 2, 3, rngs=r), r"\(rows, columns\)"),
+        (lambda r: ibnn_jax.NEMONConv(1, 2, (3, 3), strides=0, rngs=r), "strides"),
+        (
+            lambda r: ibnn_jax.NEMON(5, 7, rngs=r).interval(jnp.ones(5), jnp.zeros(5)),
+            "lower end",
         ),
     ],
 )
 def test_bad_calls_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(nnx.Rngs(0))
+
+
+def test_half_precision_integers_and_empty_batches():
+    image = np.ones((1, 4, 4, 1))
+    layer = ibnn_jax.NEMONConv(1, 2, (3, 3), rngs=nnx.Rngs(0))
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
+        assert layer(jnp.asarray(image, dtype)).dtype == jnp.float32
+    model = ibnn_jax.EquilibriumClassifier((4,), 3, features=5, rngs=nnx.Rngs(0))
+    assert model(jnp.zeros((0, 4))).shape == (0, 3)
+    assert model.certified(jnp.zeros((0, 4)), jnp.zeros(0, int), 0.1).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "images, labels, eps, message",
+    [
+        (1.0, [0, 3], 0.1, r"in 0\.\.2"),
+        (1.0, [0, -1], 0.1, r"in 0\.\.2"),
+        (1.0, [0], 0.1, "one per image"),
+        (1.0, [0.0, 1.0], 0.1, "integers"),
+        (1.0, [0, 1], -0.1, "eps must be at least 0"),
+        (255.0, [0, 1], 0.1, r"within \[0, 1\]"),
+    ],
+)
+def test_no_certificate_for_what_makes_no_sense(images, labels, eps, message):
+    model = ibnn_jax.EquilibriumClassifier((4,), 3, features=5, rngs=nnx.Rngs(0))
+    images, labels = jnp.full((2, 4), images), np.array(labels)
+    with pytest.raises(ValueError, match=message):
+        model.certified(images, labels, eps)
+    if "2" in message:  # traced, it is not certified
+        certified = jax.jit(lambda labels: model.certified(images, labels, 0.0))
+        assert not certified(labels)[1]
+
+
+def test_an_interval_upside_down_bounds_nothing():
+    layer = ibnn_jax.NEMON(3, 4, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 3))
+    low, high = jax.jit(layer.interval)(x, x.at[1, 0].set(0.0))
+    assert jnp.isfinite(low[0]).all() and jnp.isinf(low[1]).all()
 
 
 def test_classifier_certifies_what_no_attack_changes(rng, tmp_path):

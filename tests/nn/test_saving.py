@@ -97,6 +97,7 @@ NETWORKS = {
         **RNGS,
     ),
     "nemon": lambda: ib.NEMON(36, 5, gamma=-0.2, activation=jnp.tanh, **RNGS),
+    "bfloat16": lambda: ib.IBNNLinear(36, 5, param_dtype=jnp.bfloat16, **RNGS),
     "nemon conv": lambda: ib.NEMONConv(1, 2, (3, 3), **RNGS),
     "monotone": lambda: ib.MON(36, 5, margin=0.3, **RNGS),
     "norm bounded": lambda: ib.NormBounded(36, 5, bound=0.5, **RNGS),

@@ -118,7 +118,9 @@ def test_a_coupling_over_the_batch_is_refused():
 
 def test_pickles(tmp_path):
     model = ib.UCN((6, 6, 1), 3, rngs=nnx.Rngs(0))
-    for made in (ib.ImplicitBias(lam=0.0), ib.hard_tanh, ib.tanh, nnx.split(model)):
+    layers = [ib.IBNNLinear(2, 3, rngs=nnx.Rngs(0)), ib.NEMON(2, 3, rngs=nnx.Rngs(0))]
+    split = [nnx.split(m) for m in (model, *layers)]
+    for made in (ib.ImplicitBias(lam=0.0), ib.hard_tanh, ib.tanh, *layers, *split):
         pickle.loads(pickle.dumps(made))
     layer = pickle.loads(pickle.dumps(ib.ImplicitBias(lam=-0.5)))
     y = random(2, 6, 6, 1)
@@ -180,6 +182,37 @@ def test_project_lam_is_pure():
     )
     with pytest.raises(TypeError, match="project_lam"):
         ib.project({"lam": 0.2})
+
+
+@pytest.mark.parametrize("train_w", [True, False])
+def test_a_stack_of_modules_is_projected_one_by_one(train_w):
+    w = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(lam, scale, p):
+        layer = ib.ImplicitBias(
+            lam=lam, p=p, coupling=ib.Dense(w), train_p=True, train_w=train_w
+        )
+        layer.w[...] = scale * layer.w[...]
+        layer.w_negative = scale * layer.w_negative if not train_w else None
+        return layer
+
+    ps, scales = jnp.array([1.0, 4.0]), jnp.array([1.0, 0.5])
+    layers = create(jnp.full(2, 9.0), scales, ps)
+    ib.project(layers)
+    # Two rival neurons: R = m = scale, so the bound is 1 / (2 p scale).
+    np.testing.assert_allclose(layers.lam[...], 0.95 / (2 * ps * scales), rtol=1e-5)
+    np.testing.assert_allclose(layers.w[...], scales[:, None, None] * w)
+
+
+def test_a_stack_with_a_lam_for_each_channel_is_projected():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(p):
+        return ib.ImplicitBias(lam=9.0, channels=3, p=p)
+
+    layers = create(jnp.array([1.0, 4.0]))
+    ib.project(layers)
+    np.testing.assert_allclose(layers.lam[...], [[0.95] * 3, [0.2375] * 3], rtol=1e-5)
 
 
 def test_bytes_are_refused():
