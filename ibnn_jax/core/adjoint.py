@@ -218,7 +218,6 @@ _implicit.defvjp(_implicit_fwd, _implicit_bwd)
 
 def _any_order(settings, adjoint, problem, start):
     """By `jax.lax.custom_root`, whose derivatives can be differentiated again."""
-
     centred, shift = problem.centred()
 
     def solve_root(_, guess):

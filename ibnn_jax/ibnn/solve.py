@@ -156,7 +156,7 @@ def implicit_bias(
         z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
     adjoint = resolved_adjoint(adjoint)
-    if adjoint.needs_exact_solver and isinstance(solver, str) and solver == "auto":
+    if adjoint.needs_exact_solver and _is_auto(solver):
         solver = Newton()
 
     def solve_groups(settings, problem, start):
@@ -285,7 +285,7 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
         ValueError: an argument that `implicit_bias` would refuse whatever y is.
     """
     check_coupling(coupling)
-    if not (isinstance(solver, str) and solver == "auto"):
+    if not _is_auto(solver):
         check_solver(solver)
     adjoint = resolved_adjoint(adjoint)
     if isinstance(solver, MeanField):
@@ -293,6 +293,10 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
         solver.check_operator(coupling.bind((2,)) if uniform else None)
         adjoint.check(SolveSettings(solver, 1.0, 1))
     return check_tol(tol), check_steps("max_steps", max_steps)
+
+
+def _is_auto(solver) -> bool:
+    return isinstance(solver, str) and solver == "auto"
 
 
 @dataclass(frozen=True)
@@ -333,7 +337,7 @@ def _resolve_solver(
     solver, problem: IBNNProblem, coupling: Coupling, start
 ) -> AbstractSolver:
     """The solver that "auto" stands for, or the one given."""
-    if isinstance(solver, str) and solver == "auto":
+    if _is_auto(solver):
         if start is not None:
             return Newton()
         return default_solver(coupling, problem.y.shape[1])
