@@ -1,9 +1,14 @@
-"""Uniform coupling in O(n): a group's neurons reduced to a few points.
+"""Uniform coupling in O(n): a group's neurons reduced to a few points, or on a grid.
 
 solver.py      MeanField: its options, what it states
-forward.py     the attempts, the pairwise finish
+forward.py     the attempts: points, grids, pairs
 pullback.py    the adjoint
 reduced.py     the points: solve them, read the neurons off
 quadrature.py  many neurons as few weighted points
+on_grids.py    groups solved on grids, and their adjoint
+newton.py      Newton's method for all neurons, through a grid
+ladder.py      which grid serves a group
+grid.py        a grid, and the neurons on it
+spline.py      sums of tanh as sums between the coefficients of splines
 pallas.py      work on the points as one kernel on NVIDIA GPUs
 """

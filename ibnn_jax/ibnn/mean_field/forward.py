@@ -1,6 +1,7 @@
-"""The forward pass of MeanField: attempts on ever more points, then pairs."""
+"""The forward pass of MeanField: ever more points, grids for wide groups, pairs."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
+from ibnn_jax.ibnn.mean_field import on_grids
 from ibnn_jax.ibnn.mean_field.reduced import (
     LINEAR_TOL,
     Attempt,
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from ibnn_jax.ibnn.mean_field.solver import MeanField
 
 
+# Extent of x from which a group starts on a grid: 19 cells serve narrower ones
+FAR = 20
+
+
 class Residuals(NamedTuple):
     """What the adjoint needs of a solution."""
 
@@ -36,9 +42,10 @@ class Residuals(NamedTuple):
     points: Points  # of the first attempt
     # z at the points of the later attempts, in the groups that needed them only
     later: list[Float[Array, "G 2m+2"]]
-    # Which attempt met the tolerance; past the last where the group was solved
-    # pairwise, and so will its adjoint be.
+    # Which attempt met the tolerance: those on points, then the one on a grid; past the
+    # last where the group was solved pairwise, and so will its adjoint be.
     number: Int[Array, "G"]
+    grid: Int[Array, "G"]  # the grid that serves
 
 
 class _State(NamedTuple):
@@ -67,14 +74,15 @@ class Forward:
     valid: Bool[Array, "G"]
 
     def solve(self) -> tuple[Solution, Residuals]:
-        """First attempt, retries and the pairwise finish where needed, package."""
+        """First attempt, the others where needed, package."""
         problem, threshold = self.problem, self.threshold
-        attempt, points = solve_with_cells(self.setting, self.cells[0])
+        grid, wide = self._route()
+        attempt, points = self._first(wide)
         state = self._begin(attempt)
-        if self.cells[1:] or self.small:
+        if self.grids or self.cells[1:] or self.small:
             state = jax.lax.cond(
                 self._missed(attempt).any(),
-                lambda state: self._finish(state, points),
+                lambda state: self._finish(state, points, grid, wide),
                 lambda state: state,
                 state,
             )
@@ -87,7 +95,7 @@ class Forward:
         lost = jnp.where(self.setting.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
         resolved = problem.resolves(lost, self.setting.tol, self.setting.span)
         solution = package(problem, self.valid, ran, threshold, resolved)
-        return solution, Residuals(attempt, points, state.later, state.number)
+        return solution, Residuals(attempt, points, state.later, state.number, grid)
 
     @property
     def problem(self) -> IBNNProblem:
@@ -98,9 +106,13 @@ class Forward:
         return threshold_of(self.problem, self.setting.tol, self.setting.span)
 
     @property
+    def grids(self):
+        return self.solver.grids(self.problem)
+
+    @property
     def cells(self) -> tuple[int, ...]:
-        """The cells of every attempt."""
-        return self.solver.attempts(self.problem.y.shape[1])
+        """The cells of every attempt on points."""
+        return self.solver.attempts(self.problem)
 
     @property
     def small(self) -> bool:
@@ -110,6 +122,38 @@ class Forward:
     def _missed(self, attempt: Attempt) -> Bool[Array, "G"]:
         return self.valid & ~attempt.meets(self.threshold)
 
+    def _route(self) -> tuple[Int[Array, "G"], Bool[Array, "G"]]:
+        """(the grid that serves each group, the groups too wide for the first attempt).
+
+        Where lam is small these would meet the tolerance on any points, but not their
+        derivatives, nor B itself.
+        """
+        nowhere = jnp.zeros_like(self.threshold, dtype=jnp.int32)
+        if not self.grids:
+            return nowhere, nowhere > 0
+        grid, reach = on_grids.choose(self.setting, self.threshold, self.grids)
+        if not self.small:
+            grid = jnp.minimum(grid, len(self.grids) - 1)  # no other way is left
+        return grid, (reach > FAR) & self.problem.unique & self.valid
+
+    def _first(self, wide: Bool[Array, "G"]) -> tuple[Attempt, Points]:
+        """The first attempt, on points, unless all groups start on a grid."""
+
+        def on_points(problem, span):
+            setting = self.setting._replace(problem=problem, span=span)
+            attempt, points = solve_with_cells(setting, self.cells[0])
+            residual = jnp.where(wide, jnp.inf, attempt.residual)
+            return attempt._replace(residual=residual), points
+
+        def skipped(problem, span):
+            shapes = jax.eval_shape(on_points, problem, span)
+            return jax.tree.map(partial(_unknown, problem.y), shapes)
+
+        problem, span = self.problem, self.setting.span
+        if not self.grids:
+            return on_points(problem, span)
+        return jax.lax.cond(wide.all(), skipped, on_points, problem, span)
+
     def _begin(self, attempt: Attempt) -> _State:
         column = self.problem.y[:, :1]
         later = [
@@ -118,12 +162,23 @@ class Forward:
         ]
         return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
 
-    def _finish(self, state: _State, points: Points) -> _State:
-        """Retries, then pairs, each in the groups that missed the tolerance so far."""
+    def _finish(self, state: _State, points: Points, grid, wide) -> _State:
+        """More points, grids, pairs: each in the groups that are not solved so far.
+
+        Wide groups go to the grids at once.
+        """
         attempt, number, solved = state.attempt, state.number, []
         for count, z in zip(self.cells[1:], state.later):
-            attempt, z = self._retry(count, attempt, z, points)
+            attempt, z = self._retry(count, attempt, z, points, ~wide)
             solved.append(z)
+            number += self._missed(attempt).astype(jnp.int32)
+        if self.grids:
+            # Past the bound, and where none serves, that is left to the pairs.
+            mask = self._missed(attempt) & self.problem.unique
+            mask &= grid < len(self.grids)
+            attempt = on_grids.attempt(
+                mask, grid, self.grids, attempt, self.setting, self.threshold
+            )
             number += self._missed(attempt).astype(jnp.int32)
         if self.small:
             attempt = run_where(
@@ -136,7 +191,7 @@ class Forward:
             )
         return _State(attempt, solved, number)
 
-    def _retry(self, count: int, attempt: Attempt, z, points: Points):
+    def _retry(self, count: int, attempt: Attempt, z, points: Points, mask):
         """(outcome, z at the points) with more cells, from the first solution."""
 
         def again(state, problem, span, first):
@@ -145,7 +200,7 @@ class Forward:
             return attempt._replace(steps=state[0].steps + attempt.steps), points.z
 
         return run_where(
-            self._missed(attempt),
+            mask & self._missed(attempt),
             again,
             (attempt, z),
             self.problem,
@@ -160,6 +215,7 @@ class Forward:
         # Past the bound the solution that descent reaches from y is meant, not the one
         # next to the interpolated z.
         near = problem.y - problem.lam * attempt.bias
+        near = select(jnp.isfinite(attempt.residual), near, problem.start())
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=LINEAR_TOL)
         ran = run(newton, problem, start, threshold, self.setting.max_steps)
@@ -170,3 +226,11 @@ class Forward:
             resolved=jnp.ones_like(attempt.resolved),
             steps=attempt.steps + ran.steps,
         )
+
+
+def _unknown(y, shape):
+    """An array of this shape, led by the groups of y, that meets no tolerance."""
+    axes = (1,) * (len(shape.shape) - 1)
+    fill = jnp.inf if shape.dtype == y.dtype and not axes else 0
+    column = jnp.full_like(y[:, 0], fill, dtype=shape.dtype)
+    return jnp.broadcast_to(column.reshape(-1, *axes), shape.shape)

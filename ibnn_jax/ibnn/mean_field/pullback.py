@@ -1,4 +1,4 @@
-"""The adjoint of MeanField: on the points that met the tolerance, or pairwise."""
+"""The adjoint of MeanField: on what met the tolerance: points, a grid, or pairs."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from ibnn_jax.core.batching import run_where
 from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
 from ibnn_jax.ibnn.equation import IBNNProblem
+from ibnn_jax.ibnn.mean_field import on_grids
 from ibnn_jax.ibnn.mean_field.forward import Residuals
 from ibnn_jax.ibnn.mean_field.reduced import (
     WIDTHS,
@@ -48,18 +49,7 @@ class Pullback:
         valid = self.valid & jnp.isfinite(attempt.residual)
         level = v.mean(-1, keepdims=True)
         v = v - level
-        u, ok = reduced_adjoint(
-            self.setting, attempt, self.residuals.points, v, self.options
-        )
-        if self._later(valid) or self.small:
-            needed = (self.residuals.number > 0) | ~ok
-            u, ok = jax.lax.cond(
-                needed.any(),
-                lambda u, ok: self._finish(u, ok, v, valid),
-                lambda u, ok: (u, ok),
-                u,
-                ok,
-            )
+        u, ok = self._solve(v, valid)
         exact = self._unsolved(valid, ok)
         if not self.small and self.options.max_relative_residual < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
@@ -75,6 +65,25 @@ class Pullback:
         gradient = IBNNProblem(u + level, by_lam, problem.lam * by_p, problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
+    def _solve(self, v, valid) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
+        """(u, the groups in which it solves what z solves)."""
+        attempt, points = self.residuals.attempt, self.residuals.points
+        # Also where grids solved all: it takes little, a branch costs the others more.
+        u, ok = reduced_adjoint(self.setting, attempt, points, v, self.options)
+        if not (self.grids or self.residuals.later or self.small):
+            return u, ok
+        return jax.lax.cond(
+            ((self.residuals.number > 0) | ~ok).any(),
+            lambda u, ok: self._finish(u, ok, v, valid),
+            lambda u, ok: (u, ok),
+            u,
+            ok,
+        )
+
+    @property
+    def grids(self):
+        return self.solver.grids(self.setting.problem)
+
     @property
     def small(self) -> bool:
         """Whether the group may be solved pairwise."""
@@ -85,13 +94,19 @@ class Pullback:
         numbered = enumerate(self.residuals.later, start=1)
         return [(valid & (self.residuals.number == k), z) for k, z in numbered]
 
+    def _on_grid(self, valid) -> Bool[Array, "G"]:
+        """The groups that a grid solved."""
+        if not self.grids:
+            return jnp.zeros_like(valid)
+        return valid & (self.residuals.number == 1 + len(self.residuals.later))
+
     def _unsolved(self, valid, ok) -> Bool[Array, "G"]:
-        """Groups that no points served, forward or backward."""
-        pairwise = self.residuals.number > len(self.residuals.later)
-        return valid & (pairwise | ~ok)
+        """Groups that neither points nor a grid served, forward or backward."""
+        last = len(self.residuals.later) + bool(self.grids)
+        return valid & ((self.residuals.number > last) | ~ok)
 
     def _finish(self, u, ok, v, valid):
-        """The groups of later attempts on their own points, the rest pairwise."""
+        """The groups of later attempts and grids on their own, the rest pairwise."""
 
         def on_points(_, problem, span, attempt, z, v):
             setting = self.setting._replace(problem=problem, span=span)
@@ -104,6 +119,10 @@ class Pullback:
             side = z.shape[1]
             operands = (problem, span, attempt, z, v)
             u, ok = run_where(mask, on_points, (u, ok), *operands, side=side)
+        if self.grids:
+            mask, grid = self._on_grid(valid), self.residuals.grid
+            operands = (self.setting, attempt, v, self.options)
+            u, ok = on_grids.adjoint(mask, grid, self.grids, (u, ok), *operands)
         if self.small:
             mask, side = self._unsolved(valid, ok), v.shape[1]
             u = run_where(mask, self._pairwise, u, problem, attempt.bias, v, side=side)
@@ -131,10 +150,11 @@ class Pullback:
         return run_where(mask, pairwise, attempt.bias, self.setting.problem, side=n)
 
     def _bias_by_p(self, valid, exact) -> Float[Array, "G n"]:
-        """dB/dp at the neurons, from the points that served each group, or over pairs
-        where they do not resolve it.
+        """dB/dp at the neurons: from the points that served each group; where they do
+        not resolve it through a grid, or over pairs.
         """
         problem, span = self.setting.problem, self.setting.span
+        attempt, grid = self.residuals.attempt, self.residuals.grid
 
         def on_points(_, problem, span, z):
             return bias_by_p(problem, span, rebuild_points(problem, span, z))
@@ -146,10 +166,16 @@ class Pullback:
         by_p = bias_by_p(problem, span, self.residuals.points)
         for mask, z in self._later(valid):
             by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
+        rest = exact | (valid & (attempt.widths > WIDTHS_BY_P))
+        if self.grids:
+            served = (grid < len(self.grids)) & problem.unique
+            mask = self._on_grid(valid) | (rest & served)
+            operands = (self.setting, attempt.bias)
+            by_p = on_grids.bias_by_p(mask, grid, self.grids, by_p, *operands)
+            rest &= ~mask
         if self.small:
-            attempt, side = self.residuals.attempt, by_p.shape[1]
-            mask = exact | (valid & (attempt.widths > WIDTHS_BY_P))
-            by_p = run_where(mask, pairwise, by_p, problem, attempt.bias, side=side)
+            side = by_p.shape[1]
+            by_p = run_where(rest, pairwise, by_p, problem, attempt.bias, side=side)
         return by_p
 
 

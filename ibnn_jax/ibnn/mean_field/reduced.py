@@ -93,7 +93,7 @@ def threshold_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "
     """
     wanted = wanted_of(problem, tol, span)
     steep = (1 + jnp.abs(problem.lam) * problem.p)[:, 0]
-    least = 4 * _rounding(steep, span.radius[:, 0])
+    least = 4 * rounding(steep, span.radius[:, 0])
     return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(wanted, least))
 
 
@@ -226,11 +226,11 @@ def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
     gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
     interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
     lipschitz = 1 + jnp.abs(1 - y1).max(-1)  # 1 + |lam| d
-    rounding = _rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
-    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounding
+    rounded = rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
+    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounded
 
 
-def _rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
+def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
     """What rounding makes of a residual of slope `steep`, for z within the radius."""
     return 8 * float(jnp.finfo(radius.dtype).eps) * steep * radius
 

@@ -29,6 +29,8 @@ from ibnn_jax.core.batching import in_blocks, merge_vmap, on_cpu
 from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
+from ibnn_jax.ibnn.mean_field.grid import Grid
+from ibnn_jax.ibnn.mean_field.ladder import grids_for
 from ibnn_jax.ibnn.mean_field.pallas import per_group
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
@@ -44,19 +46,24 @@ class MeanField(AbstractSolver):
     For Uniform couplings. The reported residual is that of the points plus the
     estimated errors of the quadrature and of the interpolation, so it speaks of the
     equation of the neurons. It has to be within the tolerance of `solve` and below
-    50 tol / p, unless that is beyond rounding. Groups whose estimate exceeds the
-    tolerance (inputs spread over many widths 1/p, or T steep next to the uniqueness
-    bound) are solved again with more cells. Those that miss it every time are finished
+    50 tol / p, unless that is beyond rounding.
+
+    Where p z spreads over more than 20, and where the estimate exceeds the tolerance,
+    Newton's method works on all neurons, at a cost that does not depend on what they
+    do: sums of tanh go through a grid in p z (`mean_field.newton`). That is for
+    sigma = tanh, groups of more than 128 neurons and CPUs. Elsewhere such groups are
+    solved again with more cells. Those that miss the tolerance every time are finished
     by pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once
-            p * (range of y) / m < 1. None takes 7 for groups of up to 64 neurons,
-            (7, 19) up to 128, and beyond (19, 63, 511) on CPUs and (63, 511) elsewhere,
-            where an attempt more costs more than points. Attempts with as many points
-            as neurons are left out, so 511 serves groups of more than 1024; each one
-            costs a second or two of compilation. `at_the_bound` is the choice for lam
-            next to its bound.
+            p * (range of y) / m < 1. Given cells are followed by pairs, not by grids.
+            None takes 7 for groups of up to 64 neurons, (7, 19) up to 128, and beyond
+            19 and the grids on CPUs, (63, 511) on other devices, where an attempt more
+            costs more than points; (19, 63, 511) on CPUs where sigma is not tanh.
+            Attempts with as many points as neurons are left out, so 511 serves groups
+            of more than 1024; each one costs a second or two of compilation.
+            `at_the_bound` is the choice for lam next to its bound.
         default_tol: the tolerance when `solve` gets none.
         pairwise_max_size: largest n for the pairwise finish; larger groups that miss
             the tolerance are reported as MAX_STEPS.
@@ -101,13 +108,22 @@ class MeanField(AbstractSolver):
         """
         return cls(cells=(19, 47, 95, 511)) if on_cpu() else cls()
 
-    def attempts(self, n: int) -> tuple[int, ...]:
-        """The cells of every attempt on groups of n neurons.
+    def attempts(self, problem) -> tuple[int, ...]:
+        """The cells of every attempt on points.
 
         Of the later ones those that have fewer points than neurons.
         """
+        n = problem.y.shape[1]
         first, *later = self.cells or _cells_for(n)
+        if self.grids(problem):
+            later = ()
         return (first, *(count for count in later if 2 * count + 2 < n))
+
+    def grids(self, problem) -> tuple[Grid, ...]:
+        """The grids for groups of this size; none where cells were asked for."""
+        if self.cells or problem.op.sigma != tanh or not on_cpu():
+            return ()
+        return grids_for(problem.y.shape[1])
 
     @staticmethod
     def fits(op: Operator | None) -> bool:

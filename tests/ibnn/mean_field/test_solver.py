@@ -139,6 +139,17 @@ def test_attempts_with_as_many_points_as_neurons_are_left_out():
     assert tried == [1, 2]
 
 
+@pytest.mark.parametrize("n", [64, 128])
+def test_few_neurons_need_few_cells(n):
+    """Narrow groups are solved on the points alone, to the tolerance."""
+    y = jnp.asarray(0.1 * np.random.default_rng(0).normal(size=(8, n)))
+    solver = ib.MeanField(pairwise_max_size=0)
+    found = ib.solve(y, -2.0, 10.0, ib.Uniform((-1,)), solver=solver)
+    assert found.stats.converged.all()
+    residual = jnp.abs(true_residual(found.value, y, -2.0, 10.0)).max(-1)
+    assert (residual <= 1e-4 * (3 + jnp.abs(y).max(-1))).all()
+
+
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
     found = ib.solve(
@@ -281,7 +292,8 @@ def test_points_that_make_no_progress_are_given_up_early():
         * rng.normal(size=(16, 5))[np.arange(16)[:, None], rng.integers(0, 5, (16, N))],
         jnp.float32,
     )
-    found = ib.solve(y, -14.0, 40.0, ib.Uniform((-1,)), solver=ib.MeanField())
+    solver = ib.MeanField(cells=(19, 63))
+    found = ib.solve(y, -14.0, 40.0, ib.Uniform((-1,)), solver=solver)
     assert found.stats.converged.all() and 20 < found.stats.steps.max() < 80
 
 
@@ -324,7 +336,7 @@ def test_blocks_of_groups_are_the_whole(monkeypatch):
 
     uniform = ib.Uniform((-1,))
     cases = (
-        (uniform, ib.MeanField(), lam),
+        (uniform, ib.MeanField(cells=(19, 63)), lam),
         (uniform, ib.Newton(), lam),
         (dense, ib.Newton(), lam / 2),
     )  # within its bound

@@ -1,0 +1,258 @@
+"""Newton's method for all neurons of a group, through a grid; the adjoint is one step.
+
+In x = p (z - centre), Y = p (y - centre) and q = lam p the equation reads
+
+    x_i + q G(x_i) = Y_i,    G(t) = 1/n sum_k tanh(x_k - t),
+
+and its linearisation H u = f, with d_i = 1/n sum_k sech^2(x_k - x_i), is
+
+    u_i = s_i (f_i - q eta(x_i)),    eta(t) = 1/n sum_k u_k sech^2(x_k - t),
+
+where s = 1 / (1 - q d) is the slope of x in Y. G and eta are smooth on the scale 1
+whatever the neurons do, so a grid (`grid`) carries them: a product with H costs one
+pass over the neurons to the grid and one back. Conjugate gradients preconditioned by s
+need few of these.
+
+Nothing changes when all neurons move alike: H 1 = 1, sum_i G(x_i) = 0. So the mean of
+u is that of f, only the rest is solved for, and for the rest sech^2 less any constant
+acts as sech^2 does. Less the mean of d, nothing is left of it where all neurons are
+near.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from ibnn_jax.ibnn.mean_field.grid import Grid, keep
+
+# Newton from the collapsed start takes up to ten
+MOST_STEPS = 14
+# Of Newton's inner solves, and their most steps: the next step corrects the rest
+LINEAR_TOL, LINEAR_STEPS = 0.1, 30
+# A step is a good one if it leaves at most so much of the residual
+PROGRESS = 0.8
+# Failed steps after which a group is given up; at the first one it starts again
+GIVE_UP = 4
+# Largest |q| times the share of neurons beyond an end of the grid, themselves not
+# counted, whose effect on each other may be left out of gradients
+BEYOND = 3e-3
+
+
+class Solved(NamedTuple):
+    """An attempt's outcome, in units of x."""
+
+    x: Float[Array, "G n"]
+    bias: Float[Array, "G n"]  # G(x)
+    slope: Float[Array, "G n"]  # s
+    residual: Float[Array, "G 1"]
+    resolved: Bool[Array, "G 1"]  # no neurons beyond the grid that see each other
+    steps: Int[Array, "G 1"]
+
+
+class _State(NamedTuple):
+    x: Float[Array, "G n"]
+    bias: Float[Array, "G n"]
+    slope: Float[Array, "G n"]
+    residual: Float[Array, "G 1"]
+    before: Float[Array, "G 1"]  # the last residual
+    failures: Int[Array, "G 1"]
+    active: Bool[Array, "G 1"]
+    steps: Int[Array, "G 1"]
+    count: Array
+
+
+def start(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
+    """What x would be, nearly, if the distribution of y were normal."""
+    return _invert(y, q, _steepness(y, q))
+
+
+def extent(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G 1"]:
+    """The largest |x| to make room for: |G| <= 1, and `start` is not far off."""
+    size = jnp.abs(y).max(-1, keepdims=True)
+    guess = _invert(size, q, _steepness(y, q))
+    return jnp.minimum(size + jnp.maximum(q, 0), 1.4 * guess + 3)
+
+
+def _steepness(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G 1"]:
+    """kappa with G(t) = -tanh(kappa t), nearly, for normal y.
+
+    It is (1 + 1.57 var x)^(-1/2), and x depends on it: bisection, at five points of a
+    Gauss-Hermite rule. Under strong attraction most of a group collapses and the rest
+    stays outside; then kappa = 1.
+    """
+    deviation = jnp.sqrt((y * y).mean(-1, keepdims=True))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(10)
+    points = deviation * nodes[None, 5:].astype(y.dtype)
+    weights = (2 * weights[None, 5:] / weights.sum()).astype(y.dtype)
+
+    def steepness(variance):
+        return jax.lax.rsqrt(1 + 1.57 * variance)
+
+    def halve(_, bracket):
+        low, high = bracket
+        kappa = jnp.sqrt(low * high)
+        x = _invert(points, q, kappa)
+        above = steepness((weights * x * x).sum(-1, keepdims=True)) > kappa
+        return jnp.where(above, kappa, low), jnp.where(above, high, kappa)
+
+    own = steepness(deviation**2)  # that of x = y
+    low = jnp.where(q > 0, steepness((deviation + q) ** 2), own)
+    high = jnp.where(q > 0, own, jnp.ones_like(own))
+    low, high = jax.lax.fori_loop(0, 6, halve, (low, high))
+    return jnp.where(-0.8 * q > deviation, 1, jnp.sqrt(low * high))
+
+
+def _invert(y, q, kappa):
+    """x with x - q tanh(kappa x) = y: three Newton steps that do not overshoot."""
+    size = jnp.abs(y)
+    flattest = 1 - q * kappa
+    below = jnp.maximum(size / jnp.maximum(flattest, 1), size + q)
+    above = jnp.minimum(size / jnp.maximum(flattest, 1e-3), size + q)
+    x = jnp.where(q < 0, below, above)
+    for _ in range(3):
+        g = jnp.tanh(kappa * x)
+        x = x + (size - x + q * g) / jnp.maximum(1 - q * kappa * (1 - g * g), 1e-3)
+    return jnp.sign(y) * x
+
+
+def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
+    """From here Newton's method converges whatever the neurons do, if slowly."""
+    return y / (1 - jnp.minimum(q, 0))
+
+
+def solve(
+    grid: Grid,
+    y: Float[Array, "G n"],
+    q: Float[Array, "G 1"],
+    x: Float[Array, "G n"],
+    tol: Float[Array, "G 1"],
+    max_steps: int,
+) -> Solved:
+    """x with x + q G(x) = y up to tol, for y around 0.
+
+    From the x given, and from the collapsed start in groups where that does not
+    converge.
+    """
+
+    most = min(MOST_STEPS, max_steps + 1)  # the last one only looks
+
+    def body(state: _State) -> _State:
+        bias, slope = keep(look(grid, state.x, q))
+        r = y - state.x - q * bias
+        residual = jnp.abs(r).max(-1, keepdims=True)
+        failed = ~(residual <= PROGRESS * state.before) & (residual > tol)
+        failures = state.failures + (failed & state.active)
+        active = state.active & (residual > tol) & (failures < GIVE_UP)
+        count = state.count + 1
+
+        def move(x):
+            u, _ = respond(grid, x, q, slope, r, LINEAR_TOL, LINEAR_STEPS)
+            restart = failed & (failures == 1)
+            moved = jnp.where(restart, collapsed(y, q), x + u)
+            return jnp.where(active, moved, x)
+
+        going = active.any() & (count < most)
+        x = jax.lax.cond(going, move, lambda x: x, state.x)
+        before = jnp.where(failed, jnp.inf, residual)
+        steps = state.steps + active
+        return _State(x, bias, slope, residual, before, failures, active, steps, count)
+
+    far = jnp.full_like(tol, jnp.inf)
+    none = jnp.zeros_like(tol, dtype=jnp.int32)
+    state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
+    state = jax.lax.while_loop(lambda s: s.active.any() & (s.count < most), body, state)
+    crowd = jnp.maximum(
+        (state.x > grid.reach).sum(-1, keepdims=True),
+        (state.x < -grid.reach).sum(-1, keepdims=True),
+    )
+    crowd = jnp.abs(q) * (jnp.maximum(crowd - 1, 0) / y.shape[1]).astype(y.dtype)
+    # Only neurons near each other see the error, and q d says how many of them are.
+    near = 2 * jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
+    error = np.asarray(grid.error, y.dtype) * jnp.minimum(jnp.abs(q), near)
+    residual = state.residual + error + crowd
+    return Solved(
+        state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps
+    )
+
+
+def look(grid: Grid, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
+    """(G, s) at the neurons; s = 1 outside the grid, where no slope is felt."""
+    place = grid.place(x)
+    charges = place.charges()
+    bias, slope = place.read(grid.bias(charges), grid.slope(charges))
+    slope = jnp.where(inside(grid, x), jnp.clip(slope, 0, 1), 0)
+    return bias, 1 / (1 - q * slope)
+
+
+def inside(grid: Grid, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
+    return jnp.abs(x) <= np.asarray(grid.reach, x.dtype)
+
+
+def respond(
+    grid: Grid,
+    x: Float[Array, "G n"],
+    q: Float[Array, "G 1"],
+    s: Float[Array, "G n"],
+    f: Float[Array, "G n"],
+    tol: float,
+    most: int,
+) -> tuple[Float[Array, "G n"], Bool[Array, "G 1"]]:
+    """(u with H u = f, whether its residual r is small enough).
+
+    tol: on sum s r^2, relative to sum s f^2, under the root. most: steps.
+    """
+    within, place = inside(grid, x), grid.place(x)
+    share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
+    mean = jnp.where(within, f, 0).mean(-1, keepdims=True) / share
+    f = jnp.where(within, f - mean, f)
+    level = (1 - 1 / s).mean(-1, keepdims=True) / share  # q times the mean of d
+
+    def seen(u):
+        """q eta for the u, and as if the mean of u were 0."""
+        charges = place.charges(jnp.where(within, u, 0))
+        total = charges.sum(-1, keepdims=True)
+        (eta,) = place.read(keep(q * grid.slope(charges) - level * total))
+        return jnp.where(within, eta, 0)
+
+    def size(r):
+        return (s * r * r).mean(-1, keepdims=True)
+
+    def body(state):
+        i, u, r, direction, square, _ = state
+        image = direction / s + seen(direction)
+        length = _ratio(square, (direction * image).mean(-1, keepdims=True))
+        # The first step is one of the Jacobi kind, not of conjugate gradients: as
+        # the last it leaves out less than they do.
+        first = i == 0
+        length = jnp.where(first, 1, length)
+        u, r = u + length * direction, r - length * image
+        new = size(r)
+        turn = jnp.where(first, 0, _ratio(new, square))
+        direction = s * r + turn * direction
+        return i + 1, u, r, direction, new, (new > limit).any()
+
+    square = size(f)
+    limit = tol * tol * square
+    state = (jnp.int32(0), jnp.zeros_like(f), f, s * f, square, (square > 0).any())
+    state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
+    _, u, r, _, square, _ = state
+    u = u + s * r  # a Jacobi step, for which all is at hand
+    excess = jnp.where(within, u, 0).mean(-1, keepdims=True) / share
+    u = jnp.where(within, u - excess + mean, u)
+    return u, square <= 4 * limit
+
+
+def moment(grid: Grid, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
+    """1/n sum_k (x_k - x_i) sech^2(x_k - x_i) at the neurons."""
+    place = grid.place(x)
+    (found,) = place.read(grid.moment(place.charges()))
+    return jnp.where(inside(grid, x), found, 0)
+
+
+def _ratio(a, b):
+    """a / b, and 0 where b is not positive."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)

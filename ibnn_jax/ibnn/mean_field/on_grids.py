@@ -1,0 +1,105 @@
+"""Groups of a problem solved, and their adjoint, on the grids that serve them."""
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from ibnn_jax.core.linear_solve import LinearSettings
+from ibnn_jax.ibnn.equation import IBNNProblem, Span
+from ibnn_jax.ibnn.mean_field import ladder, newton
+from ibnn_jax.ibnn.mean_field.reduced import Attempt, Setting, bias_of, rounding
+
+# Of the adjoint's conjugate gradients, which a Jacobi step then improves
+ADJOINT_TOL = 5e-3
+# Of a solution, at most 0.02 in x = p z: beyond it sech^2 turns, and the gradient
+LARGEST_TOL = 0.02
+
+
+def scaled(
+    problem: IBNNProblem, span: Span
+) -> tuple[Float[Array, "G n"], Float[Array, "G 1"]]:
+    """(p (y - its mean), lam p)."""
+    y = problem.p * (problem.y - span.centre)
+    return y - y.mean(-1, keepdims=True), problem.lam * problem.p
+
+
+def choose(
+    setting: Setting, threshold: Float[Array, "G"], grids
+) -> tuple[Int[Array, "G"], Float[Array, "G"]]:
+    """(the grid that serves each group, their number where none does; |x| at most)."""
+    y, q = scaled(setting.problem, setting.span)
+    return ladder.choose(y, q, setting.problem.p * threshold[:, None], grids)
+
+
+def attempt(
+    mask: Bool[Array, "G"],
+    index: Int[Array, "G"],
+    grids,
+    before: Attempt,
+    setting: Setting,
+    threshold: Float[Array, "G"],
+) -> Attempt:
+    """The outcome on the grids in the groups of `mask`, what was before elsewhere."""
+    problem, span = setting.problem, setting.span
+
+    def on_grid(grid, before, y, x, lam, p, radius, threshold):
+        at, q = IBNNProblem(y, lam, p, problem.op), lam * p
+        floor = p * rounding(1 + jnp.abs(q[:, 0]), radius[:, 0])[:, None]
+        tol = jnp.minimum(0.5 * p * threshold[:, None], LARGEST_TOL)
+        tol = jnp.maximum(tol * jnp.clip(1 - q, 0.01, 1), 0.25 * floor)
+        solved = newton.solve(grid, y, q, x, tol, setting.max_steps)
+        bias = bias_of(at, (y - solved.x) / p, solved.bias)
+        return Attempt(
+            bias,
+            solved.slope,
+            (solved.residual / p)[:, 0],
+            solved.resolved[:, 0],
+            jnp.zeros_like(before.widths),
+            before.steps + solved.steps[:, 0],
+        )
+
+    y, q = scaled(problem, span)
+    operands = (y, newton.start(y, q), problem.lam, problem.p, span.radius, threshold)
+    return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
+
+
+def adjoint(
+    mask: Bool[Array, "G"],
+    index: Int[Array, "G"],
+    grids,
+    before: tuple[Float[Array, "G n"], Bool[Array, "G"]],
+    setting: Setting,
+    attempt: Attempt,
+    v: Float[Array, "G n"],
+    options: LinearSettings,
+) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
+    """(u, whether it solves the adjoint system) in the groups of `mask`."""
+    tol = ADJOINT_TOL if options.tol is None else options.tol
+
+    def on_grid(grid, _, y, q, bias, slope, v):
+        x = y - q * bias
+        u, ok = newton.respond(grid, x, q, slope, v, tol, options.max_steps)
+        # A v that is not finite makes u so, which the pairwise solve cannot mend.
+        return u, ok[:, 0] | ~jnp.isfinite(v).all(-1)
+
+    y, q = scaled(setting.problem, setting.span)
+    operands = (y, q, attempt.bias, attempt.slope, v)
+    return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
+
+
+def bias_by_p(
+    mask: Bool[Array, "G"],
+    index: Int[Array, "G"],
+    grids,
+    before: Float[Array, "G n"],
+    setting: Setting,
+    bias: Float[Array, "G n"],
+) -> Float[Array, "G n"]:
+    """dB/dp at the neurons in the groups of `mask`."""
+
+    def on_grid(grid, _, y, q, p, bias):
+        return newton.moment(grid, y - q * bias) / p
+
+    y, q = scaled(setting.problem, setting.span)
+    operands = (y, q, setting.problem.p, bias)
+    return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
