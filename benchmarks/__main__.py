@@ -13,6 +13,7 @@ NAMES = (
     "steps",
     "adjoint",
     "step",
+    "width",
     "ensemble",
     "scaling",
     "accuracy",
