@@ -324,12 +324,14 @@ def test_predict_refuses_what_is_no_image(saved, tmp_path, capsys):
     from PIL import Image
 
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "large.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     np.savez(tmp_path / "other.npz", pictures=np.zeros((1, 8, 8)))
     np.savez(tmp_path / "bytes.npz", images=np.full((1, 8, 8), 255.0))
     np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8), np.uint8))
     for name, words in {
         "large.png": "images of 9x9x1, and the networks take 8x8x1",
+        "deep.png": "more than 8 bits",
         "broken.png": "no picture",
         "other.npz": "lacks images",
         "bytes.npz": "in [0, 1]",

@@ -51,6 +51,11 @@ def _picture(path: Path, channels: int) -> np.ndarray:
 
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # which convert("L") would clip at 255
+                raise ValueError(
+                    f"{path} has more than 8 bits for each value ({picture.mode}): "
+                    "save it with 8"
+                )
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     except OSError as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
