@@ -58,9 +58,10 @@ class EquilibriumClassifier(nnx.Module):
         self, images: Float[Array, "N ..."], *, return_stats: bool = False
     ) -> Float[Array, "N q"] | tuple[Float[Array, "N q"], list[Stats]]:
         """The logits; with return_stats, (logits, [Stats of the layer])."""
+        if not return_stats:
+            return self.readout(self.layer(self.front(images)))
         z, stats = self.layer(self.front(images), return_stats=True)
-        logits = self.readout(z)
-        return (logits, [stats]) if return_stats else logits
+        return self.readout(z), [stats]
 
     @property
     def C(self) -> Float[Array, "q n"]:

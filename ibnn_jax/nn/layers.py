@@ -31,9 +31,10 @@ class _Layer(nnx.Module):
     def __call__(self, x: Array, *, return_stats: bool = False) -> Array: ...
     def __call__(self, x: Array, *, return_stats: bool = False):
         """v, of the shape that the affine map gives; with return_stats, (v, Stats)."""
+        if not return_stats:
+            return self.activation(self.implicit(self.affine(x)))
         z, stats = self.implicit(self.affine(x), return_stats=True)
-        v = self.activation(z)
-        return (v, stats) if return_stats else v
+        return self.activation(z), stats
 
 
 def _check(activation: Any, channels: int | None, out_features: int) -> None:

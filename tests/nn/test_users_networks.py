@@ -225,3 +225,17 @@ def test_the_old_spelling_of_the_twin_still_works():
     with pytest.warns(DeprecationWarning, match="neuron=None"):
         model = ib.UCN((6, 6, 1), 3, implicit=False, rngs=nnx.Rngs(0))
     assert model.lams() == ()
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (lambda rngs: ib.IBNNLinear(3, 4, rngs=rngs), (2, 3)),
+        (lambda rngs: ib.IBNNConv(1, 2, (3, 3), rngs=rngs), (2, 6, 6, 1)),
+        (lambda rngs: ib.EquilibriumClassifier((3,), 2, features=4, rngs=rngs), (2, 3)),
+    ],
+    ids=["linear", "convolution", "classifier"],
+)
+def test_layers_can_be_tabulated(layer, shape):
+    table = nnx.tabulate(layer(nnx.Rngs(0)), jnp.ones(shape))
+    assert "Summary" in table and "float32" in table
