@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.solution import Stats
+from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Uniform
 from ibnn_jax.nn.convolution import general_convolution
 from ibnn_jax.nn.implicit_bias import ImplicitBias
@@ -59,13 +61,12 @@ class IBNNLinear(_Layer):
         use_bias, dtype, param_dtype, precision, kernel_init, bias_init: of the affine
             map, as in `nnx.Linear`.
         activation: phi, elementwise.
-        coupling: as in `ImplicitBias`; the default couples all of them.
+        coupling, channels, lam, p, train_lam, train_p, train_w, constraint, lite,
+            solver, adjoint, tol, max_steps: as in `ImplicitBias`.
         rngs: random streams.
-        **implicit: other options of `ImplicitBias`: channels, lam, p, train_lam,
-            train_p, train_w, constraint, lite, solver, adjoint, tol, max_steps.
 
     Raises:
-        ValueError, TypeError: as `ImplicitBias`.
+        ValueError: as `ImplicitBias`.
     """
 
     def __init__(
@@ -81,8 +82,19 @@ class IBNNLinear(_Layer):
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         bias_init: nnx.Initializer = nnx.initializers.zeros_init(),
         coupling: Coupling = Uniform((-1,)),
+        channels: int | None = None,
+        lam: float | Array | None = None,
+        p: float = 10.0,
+        train_lam: bool = True,
+        train_p: bool = False,
+        train_w: bool = False,
+        constraint: str | None = "unique",
+        lite: bool = False,
+        solver: AbstractSolver | str = "auto",
+        adjoint: AbstractAdjoint | None = None,
+        tol: float | None = None,
+        max_steps: int | None = None,
         rngs: nnx.Rngs,
-        **implicit: Any,
     ):
         self.affine = nnx.Linear(
             in_features,
@@ -95,8 +107,23 @@ class IBNNLinear(_Layer):
             bias_init=bias_init,
             rngs=rngs,
         )
-        _check(activation, implicit.get("channels"), out_features)
-        self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
+        _check(activation, channels, out_features)
+        self.implicit = ImplicitBias(
+            coupling=coupling,
+            channels=channels,
+            lam=lam,
+            p=p,
+            train_lam=train_lam,
+            train_p=train_p,
+            train_w=train_w,
+            constraint=constraint,
+            lite=lite,
+            solver=solver,
+            adjoint=adjoint,
+            tol=tol,
+            max_steps=max_steps,
+            rngs=rngs,
+        )
         self.activation = activation
 
 
@@ -115,14 +142,13 @@ class IBNNConv(_Layer):
             use_bias, dtype, param_dtype, precision, kernel_init, bias_init,
             conv_general_dilated: of the affine map, as in `nnx.Conv`.
         activation: phi, elementwise.
-        coupling: as in `ImplicitBias`; None couples all spatial axes uniformly.
+        coupling: None couples all spatial axes uniformly.
+        channels, lam, p, train_lam, train_p, train_w, constraint, lite, solver,
+            adjoint, tol, max_steps: as in `ImplicitBias`.
         rngs: random streams.
-        **implicit: other options of `ImplicitBias`: channels, lam, p, train_lam,
-            train_p, train_w, constraint, lite, solver, adjoint, tol, max_steps.
 
     Raises:
-        ValueError, TypeError: as `ImplicitBias`; a coupling that reaches the batch
-            axis.
+        ValueError: as `ImplicitBias`; a coupling that reaches the batch axis.
     """
 
     def __init__(
@@ -145,8 +171,19 @@ class IBNNConv(_Layer):
         bias_init: nnx.Initializer = nnx.initializers.zeros_init(),
         conv_general_dilated: Callable = general_convolution,
         coupling: Coupling | None = None,
+        channels: int | None = None,
+        lam: float | Array | None = None,
+        p: float = 10.0,
+        train_lam: bool = True,
+        train_p: bool = False,
+        train_w: bool = False,
+        constraint: str | None = "unique",
+        lite: bool = False,
+        solver: AbstractSolver | str = "auto",
+        adjoint: AbstractAdjoint | None = None,
+        tol: float | None = None,
+        max_steps: int | None = None,
         rngs: nnx.Rngs,
-        **implicit: Any,
     ):
         size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         self.affine = nnx.Conv(
@@ -168,7 +205,21 @@ class IBNNConv(_Layer):
             conv_general_dilated=conv_general_dilated,
         )
         spatial = tuple(range(-len(size) - 1, -1))
-        _check(activation, implicit.get("channels"), out_features)
-        coupling = Uniform(spatial) if coupling is None else coupling
-        self.implicit = ImplicitBias(coupling=coupling, rngs=rngs, **implicit)
+        _check(activation, channels, out_features)
+        self.implicit = ImplicitBias(
+            coupling=Uniform(spatial) if coupling is None else coupling,
+            channels=channels,
+            lam=lam,
+            p=p,
+            train_lam=train_lam,
+            train_p=train_p,
+            train_w=train_w,
+            constraint=constraint,
+            lite=lite,
+            solver=solver,
+            adjoint=adjoint,
+            tol=tol,
+            max_steps=max_steps,
+            rngs=rngs,
+        )
         self.activation = activation
