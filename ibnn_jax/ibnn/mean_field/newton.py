@@ -145,7 +145,7 @@ def solve(
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
         failed = ~(residual <= PROGRESS * state.before) & (residual > tol)
-        failures = state.failures + (failed & state.active)
+        failures = state.failures + (failed & state.active).astype(jnp.int32)
         active = state.active & (residual > tol) & (failures < GIVE_UP)
         count = state.count + 1
 
@@ -158,7 +158,7 @@ def solve(
         going = active.any() & (count < most)
         x = jax.lax.cond(going, move, lambda x: x, state.x)
         before = jnp.where(failed, jnp.inf, residual)
-        steps = state.steps + active
+        steps = state.steps + active.astype(jnp.int32)
         return _State(x, bias, slope, residual, before, failures, active, steps, count)
 
     far = jnp.full_like(tol, jnp.inf)
