@@ -15,7 +15,7 @@ from benchmarks import report
 P, LAM = 10.0, -0.5
 LINE, PIXELS = ibnn_jax.Uniform((-1,)), ibnn_jax.Uniform((-3, -2))
 SIZES = {  # neurons of one group, batches, seeds, devices, repetitions
-    "tiny": ((1000, 4000), (2, 4), (1, 2), (1, 2), 1),
+    "tiny": ((100, 1000), (2,), (2,), (2,), 1),
     "quick": ((1000, 1_000_000), (128,), (1, 4), (2,), 3),
     "full": (
         (1000, 10_000, 100_000, 1_000_000),
@@ -39,7 +39,7 @@ COLUMNS = [
 def run(size: str) -> report.Report:
     neurons, batches, seeds, devices, repetitions = SIZES[size]
     rng = np.random.default_rng(0)
-    side = 14 if size == "tiny" else 28
+    side = 10 if size == "tiny" else 28
     image = (side, side, 3)
     rows = []
     for n in neurons:
