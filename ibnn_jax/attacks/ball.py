@@ -23,6 +23,10 @@ class Ball(ABC):
 
     centre: the clean images [N, ...]. eps: the radius, a scalar; a negative or NaN one
     counts as 0. low, high: the bounds, of the rank of the images.
+
+    norm: the name, which tells the kinds apart. JAX (0.10 to 0.12) takes the tree
+    structures of two registered classes with equal fields for equal, and may then run
+    what it compiled for the other.
     """
 
     centre: Float[Array, "N ..."]
@@ -47,10 +51,12 @@ class Ball(ABC):
         """The change of size 1 that raises the loss most."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=["norm"])
 @dataclass(frozen=True)
 class Linf(Ball):
     """No pixel changes by more than eps."""
+
+    norm: str = "linf"
 
     def project(self, x):
         smallest, largest = self.centre - self.radius, self.centre + self.radius
@@ -67,10 +73,12 @@ class Linf(Ball):
         return jnp.sign(gradient)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=["norm"])
 @dataclass(frozen=True)
 class L2(Ball):
     """The Euclidean length of the change is at most eps."""
+
+    norm: str = "l2"
 
     def project(self, x):
         change = self._shorten(x - self.centre)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ibnn_jax.attacks import pgd
+from ibnn_jax.attacks.ball import L2, Linf
 
 WEIGHTS = jax.random.normal(jax.random.key(1), (12, 3))
 
@@ -38,6 +39,13 @@ def test_the_budget_and_the_pixel_range_are_kept(case, norm):
     np.testing.assert_array_equal(
         linear(found.images).argmax(-1) != labels, found.fooled
     )
+
+
+def test_no_compiled_program_of_one_norm_passes_for_the_other(case):
+    """JAX compares registered classes by their fields."""
+    images, _ = case
+    linf, l2 = (ball(images, jnp.ones(()), images, images) for ball in (Linf, L2))
+    assert jax.tree.structure(linf) != jax.tree.structure(l2)
 
 
 def test_it_finds_the_worst_change_of_a_two_class_linear_network(case):
