@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from ibnn_jax.core.problem import AbstractProblem
 
 BLOCK = 1_000_000  # numbers of one array that a CPU treats together: they stay in cache
-FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # the same for the matrices of `run_where`
+FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # likewise for matrices in `run_where`
 
 F = TypeVar("F", bound=Callable)
 T = TypeVar("T")
@@ -124,29 +124,40 @@ def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
     keep these in a CPU's cache, those of the mask only, so it never runs when there
     are none. Every leaf of x and of the operands is led by groups.
     """
+    chunk = max(1, (FEW_CPU if on_cpu() else FEW_OTHER) // side**2)
+    return run_in_chunks(mask, ~mask, chunk, f, x, *operands)
+
+
+def run_in_chunks(
+    mask: Bool[Array, "G"], key: Array, chunk: int, f: Callable, x, *operands
+):
+    """x with f(x, *operands) in the groups of `mask`, `chunk` of them at a time.
+
+    They are taken in the order of `key` [G], which is less in them than in the others.
+    Every leaf of x and of the operands is led by groups.
+    """
     groups = mask.shape[0]
     if isinstance(groups, int) and groups == 0:
         return x
-    chunk = max(1, (FEW_CPU if on_cpu() else FEW_OTHER) // side**2)
-    if isinstance(groups, int):  # a symbol under jax.export
-        chunk = max(1, min(chunk, groups))
+    if isinstance(groups, int):  # else a symbol under jax.export
+        chunk = min(chunk, groups)
     count = mask.sum(dtype=jnp.int32)
 
     def needed(x):
-        order = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+        order = jnp.argsort(key, stable=True).astype(jnp.int32)
         order = jnp.pad(order, (0, chunk))  # what lies beyond `count` is not used
 
         def body(carry):
             start, x = carry
             rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
-            rows = jnp.where(
-                start + jnp.arange(chunk, dtype=jnp.int32) < count, rows, groups
-            )
-            part = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), (x, *operands))
+            asked = start + jnp.arange(chunk, dtype=jnp.int32) < count
+            taken = jnp.where(asked, rows, rows[0])  # the others repeat the first
+            part = jax.tree.map(lambda a: a.at[taken].get(mode="clip"), (x, *operands))
             new = f(*part)
+            put_at = jnp.where(asked, rows, groups)
 
             def put(old, a):
-                return old.at[rows].set(a, mode="drop")
+                return old.at[put_at].set(a, mode="drop")
 
             return start + chunk, jax.tree.map(put, x, new)
 

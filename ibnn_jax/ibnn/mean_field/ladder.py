@@ -2,18 +2,20 @@
 
 The rule: of the grids, in the order of their cost, the first that holds the neurons
 and whose error, with the neurons at the worst places, is at most twice the tolerance:
-hardly any group is that unlucky. The groups are sorted by it and taken
-a few at a time, each few on the largest grid that one of them needs, so a wide group
-makes no more than its few neighbours pay.
+hardly any group is that unlucky. The groups are sorted by their grids and taken a few
+at a time, each few on the largest grid that one of them needs. So a wide group makes
+only its few neighbours pay.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from ibnn_jax.core.batching import run_in_chunks
 from ibnn_jax.ibnn.mean_field.grid import Grid
 from ibnn_jax.ibnn.mean_field.newton import extent
 
@@ -21,9 +23,9 @@ from ibnn_jax.ibnn.mean_field.newton import extent
 # up to 3, and up to 10, at p = 10. Compilation takes a second or two for each of them.
 GRIDS = (Grid(160, 0.15), Grid(896, 0.3125), Grid(3584, 0.3125))
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
-# Neurons, or nodes if more, of the groups that are treated together: a CPU's cache
-# holds what they need
-TOGETHER = 32_000
+# Neurons that are treated together, where a group counts as at least `LEAST` of them:
+# a CPU's cache holds what they need
+TOGETHER, LEAST = 32_000, 512
 
 
 def grids_for(n: int) -> tuple[Grid, ...]:
@@ -52,37 +54,12 @@ def run_on_grids(
 
     Every leaf of x and of the operands is led by groups.
     """
-    groups, n = operands[0].shape
-    if isinstance(groups, int) and groups == 0:
-        return x
-    chunk = max(1, TOGETHER // max(n, 512))
-    if isinstance(groups, int):  # a symbol under jax.export
-        chunk = min(chunk, groups)
-    count = mask.sum(dtype=jnp.int32)
-    branches = [lambda *part, grid=grid: f(grid, *part) for grid in grids]
+    branches = [partial(f, grid) for grid in grids]
 
-    def needed(x):
-        last = len(grids)
-        order = jnp.argsort(jnp.where(mask, index, last + 1), stable=True)
-        order = jnp.pad(order.astype(jnp.int32), (0, chunk))
+    def on_largest(x, index, *operands):
+        which = jnp.minimum(index.max(), len(grids) - 1)
+        return jax.lax.switch(which, branches, x, *operands)
 
-        def body(carry):
-            start, x = carry
-            rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
-            asked = start + jnp.arange(chunk, dtype=jnp.int32) < count
-            taken = jnp.where(asked, rows, rows[0])  # the others repeat the first
-            which = jnp.minimum(index.at[taken].get(mode="clip").max(), last - 1)
-            part = jax.tree.map(lambda a: a.at[taken].get(mode="clip"), (x, *operands))
-            new = jax.lax.switch(which, branches, *part)
-            put_at = jnp.where(asked, rows, groups)
-
-            def put(old, a):
-                return old.at[put_at].set(a, mode="drop")
-
-            return start + chunk, jax.tree.map(put, x, new)
-
-        start = jnp.zeros_like(count, dtype=jnp.int32)
-        return jax.lax.while_loop(lambda carry: carry[0] < count, body, (start, x))[1]
-
-    # A branch, not a loop that may take no pass: docs/notes/xla.md#branches.
-    return jax.lax.cond(count > 0, needed, lambda x: x, x)
+    chunk = max(1, TOGETHER // max(operands[0].shape[1], LEAST))
+    key = jnp.where(mask, index, len(grids) + 1)
+    return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands)

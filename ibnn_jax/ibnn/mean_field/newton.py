@@ -137,7 +137,6 @@ def solve(
     From the x given, and from the collapsed start in groups where that does not
     converge.
     """
-
     most = min(MOST_STEPS, max_steps + 1)  # the last one only looks
 
     def body(state: _State) -> _State:
