@@ -23,12 +23,10 @@ from ibnn_jax.ibnn.couplings import (
 )
 from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sigmas import Sigma, hard_tanh, tanh
+from ibnn_jax.ibnn.evaluate import energy, inverse, one_step
 from ibnn_jax.ibnn.solve import (
     default_solver,
-    energy,
     implicit_bias,
-    inverse,
-    one_step,
     solve,
     solve_adjoint,
 )
@@ -37,7 +35,8 @@ from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.front import ConvolutionalFront
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
-from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
+from ibnn_jax.nn.nemon import NEMON, NEMONConv
+from ibnn_jax.nn.rivals import MON, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.torch_weights import from_torch_state_dict

@@ -5,6 +5,8 @@ couplings.py   Uniform, Window, Dense: which neurons see each other
 pairwise.py    their sums over pairs of neurons
 sigmas.py      the nonlinearity of the coupling
 layout.py      axes of y <-> groups
-solve.py       solve, implicit_bias, energy, inverse
+sharding.py    groups spread over explicit meshes
+solve.py       solve, implicit_bias, solve_adjoint, what "auto" stands for
+evaluate.py    energy, inverse, one_step: the equation evaluated, not solved
 mean_field/    the solver for uniform coupling
 """

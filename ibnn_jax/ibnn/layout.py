@@ -102,3 +102,12 @@ def _per_group(name: str, value, shape, axes, dtype) -> Array:
             f"i.e. against {wanted}"
         ) from None
     return value.reshape(prod(wanted), 1)
+
+
+def check_same_shape(name: str, a, other: str, b) -> None:
+    """Raise ValueError where two arguments differ in shape."""
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(
+            f"{name} and {other} must have one shape; "
+            f"got {jnp.shape(a)} and {jnp.shape(b)}"
+        )

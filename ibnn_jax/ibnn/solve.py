@@ -1,4 +1,4 @@
-"""Implicit bias as functions: solve, implicit_bias, solve_adjoint, energy, inverse."""
+"""Implicit bias as functions: solve, implicit_bias, solve_adjoint; what "auto" is."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,6 @@ from jaxtyping import Float
 from ibnn_jax.core import linear_solve
 from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.options import check_count, check_steps, check_tol, real_array
 from ibnn_jax.core.solution import Solution, Stats
@@ -26,15 +25,14 @@ from ibnn_jax.core.solve import (
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
 from ibnn_jax.ibnn.couplings import Coupling, Uniform, check_coupling
 from ibnn_jax.ibnn.equation import IBNNProblem
-from ibnn_jax.ibnn.layout import bind
+from ibnn_jax.ibnn.layout import bind, check_same_shape
+from ibnn_jax.ibnn.mean_field.ladder import FEW
 from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.solvers.newton import Newton
 
 # Up to here exact pairwise solutions cost at most four times what MeanField would.
 SMALL_GROUP = 32
-# Up to here a few cells, then pairs, serve at the bound as well.
-FEW_NEURONS = 128
 
 
 def solve(
@@ -189,72 +187,12 @@ def solve_adjoint(
     Raises:
         ValueError: as `solve`; shapes of z and v differ.
     """
-    _check_same_shape("z", z, "v", v)
+    check_same_shape("z", z, "v", v)
     problem, layout = bind(z, lam, p, coupling)
     cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
     settings = LinearSettings(tol, max_steps)
     solution = _solve_adjoint_groups(settings, problem, cotangent)
     return layout.restore(solution, jnp.asarray(z).dtype)
-
-
-def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
-    """E(z; y) = 1/2 |z - y|^2 - lam/2 sum_ik w_ik S_p(z_k - z_i) per group (Eq. 5).
-
-    S_p is the primitive of t -> sigma(p t). The solution is a critical point of E.
-
-    Args:
-        z, y: of one shape.
-        lam, p, coupling: as in `solve`.
-
-    Raises:
-        ValueError: as `solve`; shapes of z and y differ.
-    """
-    _check_same_shape("z", z, "y", y)
-    problem, layout = bind(y, lam, p, coupling)
-    z = layout.to_groups(jnp.asarray(z, problem.y.dtype))
-    return layout.per_group(problem.energy(z))
-
-
-def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
-    """y = z + lam B(z), the input whose solution is z: exact, in one sum (Eq. 25).
-
-    Differentiable by JAX in z, lam, p and a Dense w. Where lam is past the uniqueness
-    bound, z is one of the solutions for this y, and not always the one that `solve`
-    returns.
-
-    Args:
-        z, lam, p, coupling: as in `solve`.
-
-    Raises:
-        ValueError: as `solve`.
-    """
-    problem, layout = bind(z, lam, p, coupling)
-    z_groups = problem.y
-    y = z_groups + problem.lam * problem.op.bias(z_groups, problem.p)
-    return layout.from_groups(y).astype(jnp.asarray(z).dtype)
-
-
-def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
-    """z = y - lam B(y), one explicit step: the "lite" layer of the authors' code.
-
-    Args:
-        y, lam, p, coupling: as in `solve`.
-        has_stats: return (z, Stats), with the residual that the step leaves.
-
-    Raises:
-        ValueError: as `solve`.
-    """
-    problem, layout = bind(y, lam, p, coupling)
-    z = problem.y + problem.residual(problem.y)
-    dtype = jnp.asarray(y).dtype
-    if not has_stats:
-        return layout.from_groups(z).astype(dtype)
-    residual = jnp.abs(jax.lax.stop_gradient(problem.residual(z))).max(-1)
-    ran = Run(z, residual, jnp.ones_like(residual, dtype=jnp.int32), None)
-    threshold = problem.tolerance(Newton().tolerance_for(z.dtype))
-    valid = jnp.ones_like(residual, dtype=bool)
-    solution = layout.restore(package(problem, valid, ran, threshold), dtype)
-    return solution.value, solution.stats
 
 
 def default_solver(
@@ -274,7 +212,8 @@ def default_solver(
     uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
     if not uniform or neurons <= SMALL_GROUP:
         return Newton()
-    many = neurons > FEW_NEURONS
+    # Of fewer neurons a few cells, then pairs, serve at the bound as well.
+    many = neurons > FEW
     return MeanField.at_the_bound() if at_the_bound and many else MeanField()
 
 
@@ -321,7 +260,7 @@ def _on_groups(options: _Options, solve_groups, y, lam, p, coupling, start) -> S
         real_array(name, value)
     if start is not None:
         start = real_array("start", start)
-        _check_same_shape("start", start, "y", y)
+        check_same_shape("start", start, "y", y)
 
     def local(y, lam, p, coupling, start):
         problem, layout = bind(y, lam, p, coupling)
@@ -347,14 +286,6 @@ def _resolve_solver(
             "Use solver=Newton()"
         )
     return cast(AbstractSolver, solver)  # `settings_for` refuses anything else
-
-
-def _check_same_shape(name, a, other, b) -> None:
-    if jnp.shape(a) != jnp.shape(b):
-        raise ValueError(
-            f"{name} and {other} must have one shape; "
-            f"got {jnp.shape(a)} and {jnp.shape(b)}"
-        )
 
 
 def _raise_unless_converged(stats: Stats) -> None:

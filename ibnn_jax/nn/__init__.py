@@ -2,7 +2,8 @@
 
 implicit_bias.py  the implicit bias between an affine map and its activation
 layers.py         IBNNLinear, IBNNConv
-nemon.py          NEMON, NEMONConv, and the rivals NormBounded and MON
+nemon.py          NEMON, NEMONConv
+rivals.py         NormBounded and MON, which these are compared with
 front.py          ConvolutionalFront, explicit convolutions before one of these
 classifier.py     EquilibriumClassifier: one of these, a readout, and its certificates
 ucn.py            UCN(L, C), its standard twin, the transfer of weights
@@ -16,7 +17,8 @@ from ibnn_jax.nn.convolution import canonical_convolution, fast_convolution
 from ibnn_jax.nn.front import ConvolutionalFront
 from ibnn_jax.nn.implicit_bias import ImplicitBias, implicit_layers, project
 from ibnn_jax.nn.layers import IBNNConv, IBNNLinear
-from ibnn_jax.nn.nemon import MON, NEMON, NEMONConv, NormBounded
+from ibnn_jax.nn.nemon import NEMON, NEMONConv
+from ibnn_jax.nn.rivals import MON, NormBounded
 from ibnn_jax.nn.recipe import saveable
 from ibnn_jax.nn.saving import load, save
 from ibnn_jax.nn.torch_weights import from_torch_state_dict

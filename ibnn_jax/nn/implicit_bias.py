@@ -24,7 +24,8 @@ from ibnn_jax.ibnn.couplings import (
     symmetrised,
     uniqueness_bound,
 )
-from ibnn_jax.ibnn.solve import check_options, implicit_bias, one_step
+from ibnn_jax.ibnn.evaluate import one_step
+from ibnn_jax.ibnn.solve import check_options, implicit_bias
 from ibnn_jax.nn.recipe import saveable
 
 # Layers that have warned that lam is past its bound. Not a flag on the module: jit

@@ -30,7 +30,7 @@ from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
 from ibnn_jax.ibnn.mean_field.grid import Grid
-from ibnn_jax.ibnn.mean_field.ladder import grids_for
+from ibnn_jax.ibnn.mean_field.ladder import FEW, grids_for
 from ibnn_jax.ibnn.mean_field.pallas import per_group
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
@@ -176,7 +176,7 @@ def _cells_for(n: int) -> tuple[int, ...]:
     """Points that cost little beside n neurons, or beside their pairs."""
     if n <= 64:
         return (7,)
-    if n <= 128:
+    if n <= FEW:
         return (7, 19)
     return (19, 63, 511) if on_cpu() else (63, 511)
 
