@@ -21,7 +21,7 @@ from ibnn_jax.nemon.conditions import (
     subhomogeneous_degree,
 )
 from ibnn_jax.nemon.equation import NEMONProblem, average_step
-from ibnn_jax.nemon.interval import interval, margins
+from ibnn_jax.nemon.interval import certified, interval, margins
 from ibnn_jax.nemon.lipschitz import lipschitz, regulariser
 from ibnn_jax.nemon.matrices import Convolution
 from ibnn_jax.nemon.solve import fixed_point, most_steps, solve, solve_adjoint
@@ -42,6 +42,7 @@ __all__ = [
     "PeacemanRachford",
     "average_step",
     "best_weights",
+    "certified",
     "contractive",
     "contractive_kernel",
     "fixed_point",

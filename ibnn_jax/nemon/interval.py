@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
 from ibnn_jax.core.batching import full_precision
@@ -93,6 +93,14 @@ def margins(
     least -= jnp.einsum("nqi,ni->nq", jnp.abs(difference), radius)
     least = least + c[labels][:, None] - c[None]
     return jnp.where(labels[:, None] >= 0, least, jnp.nan)
+
+
+def certified(
+    margins: Float[Array, "N q"], labels: Int[Array, "N"]
+) -> Bool[Array, "N"]:
+    """Whether no other class can win: all `margins` but that of the label positive."""
+    others = ~jax.nn.one_hot(labels, margins.shape[1], dtype=bool)
+    return jnp.where(others, margins, jnp.inf).min(1) > 0
 
 
 def _class_labels(labels, classes: int, shape: tuple[int, ...]) -> Int[Array, "N"]:

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.batching import full_precision
 from ibnn_jax.nn.recipe import saveable
 
 SIDE, STRIDE = 4, 2  # of every kernel
@@ -82,6 +83,7 @@ class ConvolutionalFront(nnx.Module):
             x = nnx.relu(convolution(x))
         return x.reshape(x.shape[0], self.features)
 
+    @full_precision
     def interval(
         self, lo: Float[Array, "N H W C"], hi: Float[Array, "N H W C"]
     ) -> tuple[Float[Array, "N features"], Float[Array, "N features"]]:

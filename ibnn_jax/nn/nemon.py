@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ibnn_jax import nemon
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Stats
+from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.options import check_count, check_steps, check_tol
 from ibnn_jax.core.solve import check_solver, resolved_adjoint
 from ibnn_jax.nemon.activations import check_activation
@@ -80,6 +81,7 @@ class Equilibrium(nnx.Module):
         solution = unflatten(solution, problem, u)
         return (solution.value, solution.stats) if return_stats else solution.value
 
+    @full_precision
     def interval(
         self, x_lo: Float[Array, "..."], x_hi: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from ibnn_jax import nemon
 from ibnn_jax.core import AbstractSolver
+from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.options import check_between
 from ibnn_jax.nn.nemon import DenseEquilibrium, normal
 from ibnn_jax.nn.recipe import saveable
@@ -113,6 +114,7 @@ class MON(DenseEquilibrium):
         _, componentwise = nemon.lipschitz(A, B, C, eta, gamma)
         return euclidean, jnp.where(gamma < 1, componentwise, jnp.inf)
 
+    @full_precision
     def interval(self, x_lo, x_hi):
         """z at the centre, give or take |B| |x_hi - x_lo| / (2 m) in Euclidean norms.
 

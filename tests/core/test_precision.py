@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import ibnn_jax as ib
 from ibnn_jax import nemon
@@ -162,11 +163,35 @@ NEMON = {
 
 
 @pytest.mark.parametrize("name", NEMON)
-def test_nemon_is_in_full_precision_and_so_is_its_certificate(lowered, name):
+def test_nemon_is_in_full_precision(lowered, name):
     f, u, matrix = NEMON[name]
     gradient = jax.vmap(jax.grad(f, (0, 1)), (0, None))
     precisions = product_precisions(lowered("tpu", gradient, several(u), matrix))
     assert set(precisions) == {"HIGHEST"}
+
+
+FRONT = partial(ib.ConvolutionalFront, channels=(2,))
+
+
+@pytest.mark.parametrize("layer", [ib.NEMON, ib.NormBounded, ib.MON])
+@pytest.mark.parametrize("front", [None, FRONT], ids=["pixels", "convolutions"])
+def test_certificates_are_in_full_precision(lowered, layer, front):
+    model = ib.EquilibriumClassifier(
+        (6, 6, 1), 3, features=4, layer=layer, front=front, rngs=nnx.Rngs(0)
+    )
+
+    def f(images):
+        return model.margins(images, jnp.zeros(2, jnp.int32), 0.1)
+
+    images = jax.ShapeDtypeStruct((2, 6, 6, 1), jnp.float32)
+    assert set(product_precisions(lowered("tpu", f, images))) == {"HIGHEST"}
+
+
+def test_a_layer_of_maps_has_bounds_in_full_precision(lowered):
+    layer = ib.NEMONConv(1, 2, (3, 3), rngs=nnx.Rngs(0))
+    maps = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.float32)
+    text = lowered("tpu", layer.interval, maps, maps)
+    assert set(product_precisions(text)) == {"HIGHEST"}
 
 
 @pytest.mark.parametrize("coupling", [UNIFORM, DENSE], ids=["Uniform", "Dense"])
