@@ -1,12 +1,14 @@
 """A grid of x = p z on which sums of tanh are products with constant numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ibnn_jax.ibnn.mean_field import spline
 
@@ -47,6 +49,10 @@ class Grid:
     def error(self) -> float:
         """Of what a neuron adds to G, at most."""
         return spline.error(self.spacing)
+
+    def run(self, f: Callable, *arrays: Array):
+        """f(self, *arrays)."""
+        return f(self, *arrays)
 
     def place(self, x: Float[Array, "G n"]) -> "Place":
         """Where the neurons lie; those outside lie at the ends."""
@@ -99,6 +105,30 @@ class Grid:
         wide = jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], -1)
         found = jnp.einsum("gbs,st->gbt", wide, matrix, precision=HIGHEST)
         return found.reshape(charges.shape)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several grids, which is known only when the program runs.
+
+    So what is done around the grid is compiled once for all of them.
+    """
+
+    grids: tuple[Grid, ...]
+    number: Int[Array, ""]
+
+    @property
+    def reach(self) -> Float[Array, ""]:
+        return jnp.asarray([grid.reach for grid in self.grids])[self.number]
+
+    @property
+    def error(self) -> Float[Array, ""]:
+        return jnp.asarray([grid.error for grid in self.grids])[self.number]
+
+    def run(self, f: Callable, *arrays: Array):
+        """f(grid, *arrays) on the grid."""
+        branches = [partial(f, grid) for grid in self.grids]
+        return jax.lax.switch(self.number, branches, *arrays)
 
 
 @dataclass(frozen=True)

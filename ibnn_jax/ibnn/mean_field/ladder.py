@@ -8,19 +8,17 @@ only its few neighbours pay.
 """
 
 from collections.abc import Callable
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.batching import run_in_chunks
-from ibnn_jax.ibnn.mean_field.grid import Grid
+from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
 from ibnn_jax.ibnn.mean_field.newton import extent
 
 # The first is for what 19 cells just miss; the others for activations of a deviation of
-# up to 3, and up to 10, at p = 10. Compilation takes a second or two for each of them.
+# up to 3, and up to 10, at p = 10. Compilation takes half a second for each of them.
 GRIDS = (Grid(160, 0.15), Grid(896, 0.3125), Grid(3584, 0.3125))
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
 # Neurons that are treated together, where a group counts as at least `LEAST` of them:
@@ -54,11 +52,10 @@ def run_on_grids(
 
     Every leaf of x and of the operands is led by groups.
     """
-    branches = [partial(f, grid) for grid in grids]
 
     def on_largest(x, index, *operands):
-        which = jnp.minimum(index.max(), len(grids) - 1)
-        return jax.lax.switch(which, branches, x, *operands)
+        largest = OneOf(grids, jnp.minimum(index.max(), len(grids) - 1))
+        return f(largest, x, *operands)
 
     chunk = max(1, TOGETHER // max(operands[0].shape[1], LEAST))
     key = jnp.where(mask, index, len(grids) + 1)

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.ibnn.mean_field.grid import Grid, keep
+from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
 
 # Newton from the collapsed start takes up to ten
 MOST_STEPS = 14
@@ -125,7 +125,7 @@ def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G
 
 
 def solve(
-    grid: Grid,
+    grid: Grid | OneOf,
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     x: Float[Array, "G n"],
@@ -171,28 +171,32 @@ def solve(
     crowd = jnp.abs(q) * (jnp.maximum(crowd - 1, 0) / y.shape[1]).astype(y.dtype)
     # Only neurons near each other see the error, and q d says how many of them are.
     near = 2 * jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
-    error = np.asarray(grid.error, y.dtype) * jnp.minimum(jnp.abs(q), near)
+    error = jnp.asarray(grid.error, y.dtype) * jnp.minimum(jnp.abs(q), near)
     residual = state.residual + error + crowd
     return Solved(
         state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps
     )
 
 
-def look(grid: Grid, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
+def look(grid: Grid | OneOf, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
     """(G, s) at the neurons; s = 1 outside the grid, where no slope is felt."""
-    place = grid.place(x)
-    charges = place.charges()
-    bias, slope = place.read(grid.bias(charges), grid.slope(charges))
+
+    def on(grid, x):
+        place = grid.place(x)
+        charges = place.charges()
+        return place.read(grid.bias(charges), grid.slope(charges))
+
+    bias, slope = grid.run(on, x)
     slope = jnp.where(inside(grid, x), jnp.clip(slope, 0, 1), 0)
     return bias, 1 / (1 - q * slope)
 
 
-def inside(grid: Grid, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
-    return jnp.abs(x) <= np.asarray(grid.reach, x.dtype)
+def inside(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
+    return jnp.abs(x) <= jnp.asarray(grid.reach, x.dtype)
 
 
 def respond(
-    grid: Grid,
+    grid: Grid | OneOf,
     x: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     s: Float[Array, "G n"],
@@ -204,7 +208,7 @@ def respond(
 
     tol: on sum s r^2, relative to sum s f^2, under the root. most: steps.
     """
-    within, place = inside(grid, x), grid.place(x)
+    within = inside(grid, x)
     share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
     mean = jnp.where(within, f, 0).mean(-1, keepdims=True) / share
     f = jnp.where(within, f - mean, f)
@@ -212,9 +216,15 @@ def respond(
 
     def seen(u):
         """q eta for the u, and as if the mean of u were 0."""
-        charges = place.charges(jnp.where(within, u, 0))
-        total = charges.sum(-1, keepdims=True)
-        (eta,) = place.read(keep(q * grid.slope(charges) - level * total))
+
+        def on(grid, x, u):
+            place = grid.place(x)
+            charges = place.charges(u)
+            total = charges.sum(-1, keepdims=True)
+            (eta,) = place.read(keep(q * grid.slope(charges) - level * total))
+            return eta
+
+        eta = grid.run(on, x, jnp.where(within, u, 0))
         return jnp.where(within, eta, 0)
 
     def size(r):
@@ -245,11 +255,15 @@ def respond(
     return u, square <= 4 * limit
 
 
-def moment(grid: Grid, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
+def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
     """1/n sum_k (x_k - x_i) sech^2(x_k - x_i) at the neurons."""
-    place = grid.place(x)
-    (found,) = place.read(grid.moment(place.charges()))
-    return jnp.where(inside(grid, x), found, 0)
+
+    def on(grid, x):
+        place = grid.place(x)
+        (found,) = place.read(grid.moment(place.charges()))
+        return found
+
+    return jnp.where(inside(grid, x), grid.run(on, x), 0)
 
 
 def _ratio(a, b):
