@@ -331,8 +331,11 @@ def test_blocks_of_groups_are_the_whole(monkeypatch):
         def f(*a):
             return ib.implicit_bias(*a, 10.0, coupling, solver=solver, has_stats=True)
 
-        z, back, stats = jax.vjp(f, y, lam, has_aux=True)
-        return z, back(v), stats
+        def all_of(y, lam, v):
+            z, back, stats = jax.vjp(f, y, lam, has_aux=True)
+            return z, back(v), stats
+
+        return jax.jit(all_of)(y, lam, v)
 
     uniform = ib.Uniform((-1,))
     cases = (
