@@ -8,17 +8,16 @@ from pathlib import Path
 import jaxlib
 
 # The tests are many small programs: compiling them takes far longer than running them.
-# Read when jax starts, also by the processes that tests start.
-FLAGS = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_parallel_codegen_split_count=1",
-]
-# XLA's older way of compiling fusions takes less than half as long. Later versions do
-# not have it, and a flag that is not known ends the process.
-if jaxlib.version.__version_info__ < (0, 11):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Read when jax starts, also by the processes that tests start. XLA's older way of
+# compiling fusions takes less than half as long; later versions do not have it, and a
+# flag that is not known ends the process.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * (jaxlib.version.__version_info__ < (0, 11)),
+)
 
 import jax
 import numpy as np
