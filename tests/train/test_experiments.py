@@ -14,7 +14,7 @@ from train.experiments.harness import main, options, results
 from train.experiments.harness.study import Study
 
 TRAINING = ("learning_speed", "less_data", "expressivity", "memorization")
-TWO_VARIANTS = ("less_data", "expressivity", "pgd", "pixle", "theory")
+TWO_VARIANTS = ("less_data", "memorization", "expressivity", "pgd", "pixle", "theory")
 
 
 @pytest.fixture(scope="module")
