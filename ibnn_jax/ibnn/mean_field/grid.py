@@ -141,14 +141,13 @@ class Place:
 
     def charges(self, v: Float[Array, "G n"] | None = None) -> Float[Array, "G nodes"]:
         """sum_k v_k beta(x_k / h - j) / n at the nodes j; v = 1 when None."""
-        moments = self._moments(v)
-        weighed = jnp.einsum(
-            "gcm,km->kgc",
-            moments,
-            spline.WEIGHTS.astype(self.u.dtype),
-            precision=HIGHEST,
-        )
-        return keep(sum(_right(weighed[k], k) for k in range(4)))
+        u, n = self.u[..., None], self.u.shape[1]
+        cubics = jnp.asarray(spline.WEIGHTS / n, u.dtype)[None, None]
+        rows = cubics[..., 3]
+        for power in (2, 1, 0):
+            rows = rows * u + cubics[..., power]
+        total = self._scattered(rows if v is None else rows * v[..., None])
+        return keep(sum(_right(total[..., k], k) for k in range(4)))
 
     def read(self, *coefficients: Float[Array, "G nodes"]) -> tuple[Array, ...]:
         """The functions of these coefficients at the neurons."""
@@ -170,24 +169,20 @@ class Place:
         # Unsigned, so that it is never counted from the end.
         return (self.cell + first[:, None]).astype(jnp.uint32)
 
-    def _moments(self, v):
-        """v u^m summed over the neurons of every cell, m < 4, [G, nodes, 4].
+    def _scattered(self, rows: Float[Array, "G n 4"]) -> Float[Array, "G nodes 4"]:
+        """The rows summed over the neurons of every cell.
 
         A cell counts as the first of its nodes; the last three are empty.
         """
-        groups, n = self.u.shape
-        u, power = self.u[..., None], np.arange(4)[None, None]
-        rows = jnp.where(power & 1, u, 1) * jnp.where(power & 2, u * u, 1)
-        rows = rows if v is None else rows * v[..., None]
-        rows = rows * np.asarray(1 / n, u.dtype)
         # From the neurons, so that it is sharded and varies over a mesh as they do.
-        total = jnp.broadcast_to(0 * self.u[:, :1, None], (groups, self.grid.nodes, 4))
+        shape = (len(rows), self.grid.nodes, 4)
+        total = jnp.broadcast_to(0 * self.u[:, :1, None], shape)
         total = (
             total.reshape(-1, 4)
             .at[self._rows().reshape(-1)]
             .add(rows.reshape(-1, 4), mode="promise_in_bounds")
         )
-        return keep(total.reshape(groups, self.grid.nodes, 4))
+        return keep(total.reshape(shape))
 
 
 def _middle(u):

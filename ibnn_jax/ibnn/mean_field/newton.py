@@ -164,11 +164,12 @@ def solve(
     none = jnp.zeros_like(tol, dtype=jnp.int32)
     state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
     state = jax.lax.while_loop(lambda s: s.active.any() & (s.count < most), body, state)
+    reach = jnp.asarray(grid.reach, y.dtype)
     crowd = jnp.maximum(
-        (state.x > grid.reach).sum(-1, keepdims=True),
-        (state.x < -grid.reach).sum(-1, keepdims=True),
+        (state.x > reach).sum(-1, keepdims=True, dtype=y.dtype),
+        (state.x < -reach).sum(-1, keepdims=True, dtype=y.dtype),
     )
-    crowd = jnp.abs(q) * (jnp.maximum(crowd - 1, 0) / y.shape[1]).astype(y.dtype)
+    crowd = jnp.abs(q) * jnp.maximum(crowd - 1, 0) / y.shape[1]
     # Only neurons near each other see the error, and q d says how many of them are.
     near = 2 * jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
     error = jnp.asarray(grid.error, y.dtype) * jnp.minimum(jnp.abs(q), near)

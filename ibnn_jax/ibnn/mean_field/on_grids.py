@@ -80,7 +80,7 @@ def adjoint(
         x = y - q * bias
         u, ok = newton.respond(grid, x, q, slope, v, tol, options.max_steps)
         # A v that is not finite makes u so, which the pairwise solve cannot mend.
-        return u, ok[:, 0] | ~jnp.isfinite(v).all(-1)
+        return u, ok[:, 0] | ~jnp.isfinite(jnp.abs(v).max(-1))
 
     y, q = scaled(setting.problem, setting.span)
     operands = (y, q, attempt.bias, attempt.slope, v)
