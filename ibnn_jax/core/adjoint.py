@@ -172,9 +172,25 @@ class Phantom(AbstractAdjoint):
         return solution._replace(value=z)
 
 
+@full_precision
+def _solved(settings, problem, start):
+    """What the solver returns, traced once.
+
+    JAX traces `_implicit` as well as its rule. The second time jit knows the result,
+    if it finds the same mesh set; where there is none, JAX sets an empty one.
+    """
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        return _traced(settings, problem, start)
+
+
+@partial(jax.jit, static_argnums=0)
+def _traced(settings, problem, start):
+    return settings.solver.solve(problem, settings, start)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _implicit(settings, adjoint, problem, start):
-    return settings.solver.solve(problem, settings, start)[0]
+    return _solved(settings, problem, start)[0]
 
 
 def _implicit_fwd(settings, adjoint, problem, start):
@@ -195,7 +211,7 @@ def _implicit_bwd(settings, adjoint, saved, cotangent: Solution):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(settings, problem, start):
-    return settings.solver.solve(problem, settings, start)
+    return _solved(settings, problem, start)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -139,20 +139,21 @@ class Forward:
     def _first(self, wide: Bool[Array, "G"]) -> tuple[Attempt, Points]:
         """The first attempt, on points, unless all groups start on a grid."""
 
-        def on_points(problem, span):
+        @jax.jit  # so that its shapes and its branch are one trace
+        def on_points(problem, span, wide):
             setting = self.setting._replace(problem=problem, span=span)
             attempt, points = solve_with_cells(setting, self.cells[0])
             residual = jnp.where(wide, jnp.inf, attempt.residual)
             return attempt._replace(residual=residual), points
 
-        def skipped(problem, span):
-            shapes = jax.eval_shape(on_points, problem, span)
+        def skipped(problem, *rest):
+            shapes = jax.eval_shape(on_points, problem, *rest)
             return jax.tree.map(partial(_unknown, problem.y), shapes)
 
-        problem, span = self.problem, self.setting.span
+        operands = self.problem, self.setting.span, wide
         if not self.grids:
-            return on_points(problem, span)
-        return jax.lax.cond(wide.all(), skipped, on_points, problem, span)
+            return on_points(*operands)
+        return jax.lax.cond(wide.all(), skipped, on_points, *operands)
 
     def _begin(self, attempt: Attempt) -> _State:
         column = self.problem.y[:, :1]
