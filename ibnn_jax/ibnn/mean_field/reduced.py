@@ -172,8 +172,9 @@ def _solve_points(
     radius = -cells.nodes[:, :1]
     span = Span(jnp.zeros_like(radius), radius)
     # The tolerance leaves nearly equal neurons room for any slope, which the adjoint
-    # needs, so it is at most a share of their range.
-    share = 5e-4 * (cells.step * cells.count)[:, 0]
+    # needs, so it is at most a share of their range: one that `_error`, which sees it
+    # again at the inner points, can add to itself within `SHARE`.
+    share = 2e-4 * (cells.step * cells.count)[:, 0]
     threshold = jnp.minimum(threshold_of(problem, 0.25 * setting.tol, span), share)
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
     ran = setting.on_points(newton, *inputs, *start)
