@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.core.batching import run_where, select
+from ibnn_jax.core.batching import on_cpu, run_where, select
 from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from ibnn_jax.ibnn.mean_field.solver import MeanField
 
 
-# Extent of x from which a group starts on a grid: 19 cells serve narrower ones
-FAR = 20
+# Extent of x from which a group starts on a grid: cells serve narrower ones. Of groups
+# that lam > 0 draws together half of it: there a grid needs few steps.
+FAR_CPU, FAR_GPU = 40, 60
 
 
 class Residuals(NamedTuple):
@@ -134,7 +135,10 @@ class Forward:
         grid, reach = on_grids.choose(self.setting, self.threshold, self.grids)
         if not self.small:
             grid = jnp.minimum(grid, len(self.grids) - 1)  # no other way is left
-        return grid, (reach > FAR) & self.problem.unique & self.valid
+        far = FAR_CPU if on_cpu() else FAR_GPU
+        lam = self.problem.lam[:, 0]
+        far = jnp.where(lam > 0, far / 2, far).astype(lam.dtype)
+        return grid, (reach > far) & self.problem.unique & self.valid
 
     def _first(self, wide: Bool[Array, "G"]) -> tuple[Attempt, Points]:
         """The first attempt, on points, unless all groups start on a grid."""
@@ -151,7 +155,7 @@ class Forward:
             return jax.tree.map(partial(_unknown, problem.y), shapes)
 
         operands = self.problem, self.setting.span, wide
-        if not self.grids:
+        if not (self.grids and on_cpu()):  # elsewhere it would wait for the branch
             return on_points(*operands)
         return jax.lax.cond(wide.all(), skipped, on_points, *operands)
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from ibnn_jax.ibnn.mean_field import spline
 
 BLOCK = 32  # nodes of a block; three of them span the taps of every spacing from 0.25
-DENSE = 160  # nodes up to which one matrix for all offsets is faster than blocks
 HIGHEST = jax.lax.Precision.HIGHEST
 
 keep = jax.lax.optimization_barrier
@@ -25,7 +24,7 @@ class Grid:
     """Equally spaced nodes around 0, the same for all groups.
 
     Args:
-        nodes: how many; a multiple of 32 where there are more than 160.
+        nodes: how many; a multiple of 32.
         spacing: between neighbours, in units of x = p z.
     """
 
@@ -65,8 +64,6 @@ class Grid:
     def bias(self, charges: Float[Array, "G nodes"]) -> Float[Array, "G nodes"]:
         """Coefficients of G(t) = sum_k v_k tanh(x_k - t) for the charges of v."""
         step = spline.taps(self.spacing).step
-        if self.nodes <= DENSE:
-            return self._product(charges, step, odd=True, far=1)
         blocks = self.nodes // BLOCK
         apart = np.arange(blocks)[:, None] - np.arange(blocks)
         far = np.where(np.abs(apart) > 1, np.sign(apart), 0)
@@ -88,16 +85,10 @@ class Grid:
 
         far: added to an odd matrix where the source lies above.
         """
-        if self.nodes <= DENSE:
-            source, first = np.arange(self.nodes)[:, None], 0
-        else:
-            source, first = np.arange(3 * BLOCK)[:, None], BLOCK
-        offset = source - first - np.arange(self.nodes if first == 0 else BLOCK)
+        offset = np.arange(3 * BLOCK)[:, None] - BLOCK - np.arange(BLOCK)
         padded = np.pad(taps, (0, len(offset)))
         matrix = padded[np.abs(offset)] + far
         matrix = (np.sign(offset) * matrix if odd else matrix).astype(charges.dtype)
-        if first == 0:
-            return jnp.matmul(charges, matrix, precision=HIGHEST)
         # Every block of results reads its own block and one on each side. As a matrix
         # product: XLA would compute a sum of shifted arrays again for every reader.
         padded = jnp.pad(charges, ((0, 0), (BLOCK, BLOCK)))

@@ -13,24 +13,27 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.core.batching import run_in_chunks
+from ibnn_jax.core.batching import on_cpu, run_in_chunks
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
 from ibnn_jax.ibnn.mean_field.newton import extent
 
-# The first is for what 19 cells just miss; the others for activations of a deviation of
-# up to 3, and up to 10, at p = 10. Compilation takes half a second for each of them.
-GRIDS = (Grid(160, 0.15), Grid(896, 0.3125), Grid(3584, 0.3125))
+# For activations of a deviation of up to 3, and up to 10, at p = 10
+GRIDS = (Grid(896, 0.3125), Grid(3584, 0.3125))
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
 # Neurons that are treated together, where a group counts as at least `LEAST` of them:
-# a CPU's cache holds what they need
-TOGETHER, LEAST = 32_000, 512
+# a CPU's cache holds what they need; a GPU takes a million as fast as a few
+TOGETHER_CPU, TOGETHER_GPU, LEAST = 32_000, 1_000_000, 512
 
 
 def grids_for(n: int) -> tuple[Grid, ...]:
-    """The grids that cost less than all pairs of n neurons: a node costs some 20."""
+    """The grids that cost less than all pairs of n neurons: a node costs some 20.
+
+    On GPUs the last alone, which takes no longer there.
+    """
     if n <= FEW:
         return ()
-    return tuple(grid for grid in GRIDS if 20 * grid.nodes <= n * n)
+    grids = GRIDS if on_cpu() else GRIDS[-1:]
+    return tuple(grid for grid in grids if 20 * grid.nodes <= n * n)
 
 
 def choose(
@@ -57,6 +60,7 @@ def run_on_grids(
         largest = OneOf(grids, jnp.minimum(index.max(), len(grids) - 1))
         return f(largest, x, *operands)
 
-    chunk = max(1, TOGETHER // max(operands[0].shape[1], LEAST))
+    together = TOGETHER_CPU if on_cpu() else TOGETHER_GPU
+    chunk = max(1, together // max(operands[0].shape[1], LEAST))
     key = jnp.where(mask, index, len(grids) + 1)
     return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands)

@@ -25,7 +25,7 @@ import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ibnn_jax.core.batching import in_blocks, merge_vmap, on_cpu
+from ibnn_jax.core.batching import in_blocks, merge_vmap, on_cpu, on_gpu
 from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
@@ -48,19 +48,20 @@ class MeanField(AbstractSolver):
     equation of the neurons. It has to be within the tolerance of `solve` and below
     50 tol / p, unless that is beyond rounding.
 
-    Where p z spreads over more than 20, and where the estimate exceeds the tolerance,
-    Newton's method works on all neurons, at a cost that does not depend on what they
-    do: sums of tanh go through a grid in p z (`mean_field.newton`). That is for
-    sigma = tanh, groups of more than 128 neurons and CPUs. Elsewhere such groups are
-    solved again with more cells. Those that miss the tolerance every time are finished
+    Groups whose estimate exceeds the tolerance are solved again with more cells. Where
+    p z spreads over more than 40, and where more cells do not do either, Newton's
+    method works on all neurons, at a cost that does not depend on what they do: sums of
+    tanh go through a grid in p z (`mean_field.newton`). That is for sigma = tanh,
+    groups of more than 133 neurons, CPUs and GPUs (there of more than 267, where p z
+    spreads over more than 60). Groups that miss the tolerance every time are finished
     by pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once
             p * (range of y) / m < 1. Given cells are followed by pairs, not by grids.
             None takes 7 for groups of up to 64 neurons, (7, 19) up to 128, and beyond
-            19 and the grids on CPUs, (63, 511) on other devices, where an attempt more
-            costs more than points; (19, 63, 511) on CPUs where sigma is not tanh.
+            (23, 55) on CPUs and (31, 63, 127) on GPUs before the grids, and 511 in
+            place of these where sigma is not tanh; (63, 511) on other devices.
             Attempts with as many points as neurons are left out, so 511 serves groups
             of more than 1024; each one costs a second or two of compilation.
             `at_the_bound` is the choice for lam next to its bound.
@@ -116,12 +117,12 @@ class MeanField(AbstractSolver):
         n = problem.y.shape[1]
         first, *later = self.cells or _cells_for(n)
         if self.grids(problem):
-            later = ()
+            later = later[:-1]  # the last is for wide groups
         return (first, *(count for count in later if 2 * count + 2 < n))
 
     def grids(self, problem) -> tuple[Grid, ...]:
         """The grids for groups of this size; none where cells were asked for."""
-        if self.cells or problem.op.sigma != tanh or not on_cpu():
+        if self.cells or problem.op.sigma != tanh or not (on_cpu() or on_gpu()):
             return ()
         return grids_for(problem.y.shape[1])
 
@@ -178,7 +179,9 @@ def _cells_for(n: int) -> tuple[int, ...]:
         return (7,)
     if n <= FEW:
         return (7, 19)
-    return (19, 63, 511) if on_cpu() else (63, 511)
+    if on_cpu():
+        return (23, 55, 511)
+    return (31, 63, 127, 511) if on_gpu() else (63, 511)
 
 
 def _increasing(cells) -> tuple[int, ...]:
