@@ -15,8 +15,11 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
-    + " --xla_cpu_use_fusion_emitters=false"
-    * (jaxlib.version.__version_info__ < (0, 11)),
+    + (
+        " --xla_cpu_use_fusion_emitters=false"
+        if jaxlib.version.__version_info__ < (0, 11)
+        else ""
+    ),
 )
 
 import jax

@@ -176,8 +176,9 @@ class Phantom(AbstractAdjoint):
 def _solved(settings, problem, start):
     """What the solver returns, traced once.
 
-    JAX traces `_implicit` as well as its rule. The second time jit knows the result,
-    if it finds the same mesh set; where there is none, JAX sets an empty one.
+    JAX traces `_implicit` and then its rule. The second time jit takes the first trace,
+    provided that the mesh in use is the same. No mesh and an empty one count as two,
+    and JAX sets the latter for a rule, so it is set for both.
     """
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
         return _traced(settings, problem, start)

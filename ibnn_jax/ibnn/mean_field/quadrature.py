@@ -5,9 +5,9 @@ The range of a group's values is cut into m equal cells. In every cell the neuro
 replaced by the quadrature rule with points at the two ends of the cell (shared with its
 neighbours) and one inside, which integrates cubics exactly over the neurons of that
 cell. A last point without weight makes their number 2m + 2, which suits vector units
-(19 cells) and GPU kernels (63). The weights are never negative, so sums over the points
-inherit the symmetry and definiteness of sums over the neurons. Functions known at the
-ends with two derivatives are interpolated by quintic polynomials."""
+(23 cells) and GPU kernels (31, 63). The weights are never negative, so sums over the
+points inherit the symmetry and definiteness of sums over the neurons. Functions known
+at the ends with two derivatives are interpolated by quintic polynomials."""
 
 from typing import NamedTuple
 

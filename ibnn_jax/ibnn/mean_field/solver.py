@@ -49,12 +49,12 @@ class MeanField(AbstractSolver):
     50 tol / p, unless that is beyond rounding.
 
     Groups whose estimate exceeds the tolerance are solved again with more cells. Where
-    p z spreads over more than 40, and where more cells do not do either, Newton's
-    method works on all neurons, at a cost that does not depend on what they do: sums of
-    tanh go through a grid in p z (`mean_field.newton`). That is for sigma = tanh,
-    groups of more than 133 neurons, CPUs and GPUs (there of more than 267, where p z
-    spreads over more than 60). Groups that miss the tolerance every time are finished
-    by pairwise Newton, at O(n^2) per step: always for these groups only.
+    p z spreads over more than 40 (lam > 0: 20), and where more cells do not do either,
+    Newton's method works on all neurons, at a cost that does not depend on what they
+    do: sums of tanh go through a grid in p z (`mean_field.newton`). That is for
+    sigma = tanh, groups of more than 133 neurons, and CPUs; on GPUs for more than 267,
+    from 60 (lam > 0: 30). Groups that miss the tolerance every time are finished by
+    pairwise Newton, at O(n^2) per step: always for these groups only.
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once
@@ -104,8 +104,8 @@ class MeanField(AbstractSolver):
         """The choice where training takes lam to its bound.
 
         There most groups need a second attempt, and later in training some a third, in
-        place of the pairwise finish. On CPUs late steps take 0.6 of the time, the first
-        one 2 to 5 s longer to compile.
+        place of the pairwise finish. On CPUs solve and gradients then take 0.8 to 0.9
+        of the time.
         """
         return cls(cells=(19, 47, 95, 511)) if on_cpu() else cls()
 
