@@ -225,7 +225,7 @@ class Training:
         while not array.is_ready():
             self.observer.poll()
             time.sleep(pause)
-            pause = min(2 * pause, 0.05)
+            pause = min(2 * pause, 0.005)
         self.observer.poll()
         return sharding.get(array)
 
