@@ -26,7 +26,6 @@ from ibnn_jax.core.solver import AbstractSolver, SolveSettings
 from ibnn_jax.ibnn.couplings import Coupling, Uniform, check_coupling
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.layout import bind, check_same_shape
-from ibnn_jax.ibnn.mean_field.ladder import FEW
 from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.solvers.newton import Newton
@@ -195,14 +194,8 @@ def solve_adjoint(
     return layout.restore(solution, jnp.asarray(z).dtype)
 
 
-def default_solver(
-    coupling: Coupling, neurons: int, *, at_the_bound: bool = False
-) -> AbstractSolver:
+def default_solver(coupling: Coupling, neurons: int) -> AbstractSolver:
     """The solver that "auto" stands for, for groups of so many neurons.
-
-    Args:
-        at_the_bound: lam will stay next to its uniqueness bound, where training takes
-            it: `MeanField.at_the_bound()` in place of `MeanField()`.
 
     Raises:
         ValueError: what is given is no coupling, or no number of neurons.
@@ -210,11 +203,7 @@ def default_solver(
     check_coupling(coupling)
     neurons = check_count("neurons", neurons)
     uniform = isinstance(coupling, Uniform) and coupling.sigma.smooth
-    if not uniform or neurons <= SMALL_GROUP:
-        return Newton()
-    # Of fewer neurons a few cells, then pairs, serve at the bound as well.
-    many = neurons > FEW
-    return MeanField.at_the_bound() if at_the_bound and many else MeanField()
+    return MeanField() if uniform and neurons > SMALL_GROUP else Newton()
 
 
 def check_options(coupling, solver, adjoint, tol, max_steps):

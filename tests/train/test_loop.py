@@ -352,7 +352,7 @@ def test_both_is_two_runs(tiny_data):
         loop.train(tiny("both"), tiny_data())
 
 
-MEAN_FIELD, BOUND = ibnn_jax.MeanField(), ibnn_jax.MeanField.at_the_bound()
+MEAN_FIELD = ibnn_jax.MeanField()
 WITHOUT_KERNELS = ibnn_jax.MeanField(kernels=False)
 NEWTON = ibnn_jax.Newton()
 
@@ -360,8 +360,8 @@ NEWTON = ibnn_jax.Newton()
 @pytest.mark.parametrize(
     "changed, shape, solver",
     [
-        ({}, (28, 28, 1), BOUND),
-        ({"coupling": "layer"}, (8, 9, 1), BOUND),  # 144 neurons
+        ({}, (28, 28, 1), MEAN_FIELD),
+        ({"coupling": "layer"}, (8, 9, 1), MEAN_FIELD),  # 144 neurons
         ({"solver": "meanfield"}, (28, 28, 1), MEAN_FIELD),
         ({"retry": False}, (28, 28, 1), ibnn_jax.MeanField((15,), pairwise_max_size=0)),
         ({"solver": "meanfield", "kernels": False}, (28, 28, 1), WITHOUT_KERNELS),

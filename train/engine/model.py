@@ -127,5 +127,4 @@ def _solver_of_any_device(config: Config, coupling, maps: tuple[int, ...]):
     if config.solver != "auto":
         return SOLVERS[config.solver]()
     neurons = prod(maps[axis] for axis in coupling.axes)
-    to_its_bound = config.train_lam and config.constraint == "unique"
-    return ibnn_jax.default_solver(coupling, neurons, at_the_bound=to_its_bound)
+    return ibnn_jax.default_solver(coupling, neurons)

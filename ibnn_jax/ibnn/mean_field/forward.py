@@ -1,7 +1,6 @@
 """The forward pass of MeanField: ever more points, grids for wide groups, pairs."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.core.batching import on_cpu, run_where, select
+from ibnn_jax.core.batching import run_where, select
 from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
@@ -17,6 +16,7 @@ from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import on_grids
 from ibnn_jax.ibnn.mean_field.reduced import (
     LINEAR_TOL,
+    WIDTHS,
     Attempt,
     Points,
     Setting,
@@ -29,11 +29,6 @@ from ibnn_jax.solvers.newton import Newton
 
 if TYPE_CHECKING:
     from ibnn_jax.ibnn.mean_field.solver import MeanField
-
-
-# Extent of x from which a group starts on a grid: cells serve narrower ones. Of groups
-# that lam > 0 draws together half of it: there a grid needs few steps.
-FAR_CPU, FAR_GPU = 40, 60
 
 
 class Residuals(NamedTuple):
@@ -77,13 +72,13 @@ class Forward:
     def solve(self) -> tuple[Solution, Residuals]:
         """First attempt, the others where needed, package."""
         problem, threshold = self.problem, self.threshold
-        grid, wide = self._route()
-        attempt, points = self._first(wide)
+        attempt, points = self._first()
+        grid = self._choose_grid(points)
         state = self._begin(attempt)
         if self.grids or self.cells[1:] or self.small:
             state = jax.lax.cond(
                 self._missed(attempt).any(),
-                lambda state: self._finish(state, points, grid, wide),
+                lambda state: self._finish(state, points, grid),
                 lambda state: state,
                 state,
             )
@@ -123,41 +118,23 @@ class Forward:
     def _missed(self, attempt: Attempt) -> Bool[Array, "G"]:
         return self.valid & ~attempt.meets(self.threshold)
 
-    def _route(self) -> tuple[Int[Array, "G"], Bool[Array, "G"]]:
-        """(the grid that serves each group, the groups too wide for the first attempt).
+    def _first(self) -> tuple[Attempt, Points]:
+        attempt, points = solve_with_cells(self.setting, self.cells[0])
+        if self.grids:
+            # Where lam is small others may meet the tolerance, but B itself does not,
+            # nor do its derivatives.
+            fine = _fine(attempt) | ~self.problem.unique
+            attempt = attempt._replace(resolved=attempt.resolved & fine)
+        return attempt, points
 
-        Where lam is small these would meet the tolerance on any points, but not their
-        derivatives, nor B itself.
-        """
-        nowhere = jnp.zeros_like(self.threshold, dtype=jnp.int32)
+    def _choose_grid(self, points: Points) -> Int[Array, "G"]:
+        """The grid that serves each group; their number where none does."""
         if not self.grids:
-            return nowhere, nowhere > 0
-        grid, reach = on_grids.choose(self.setting, self.threshold, self.grids)
+            return jnp.zeros_like(self.threshold, dtype=jnp.int32)
+        grid = on_grids.choose(self.setting, points, self.threshold, self.grids)
         if not self.small:
             grid = jnp.minimum(grid, len(self.grids) - 1)  # no other way is left
-        far = FAR_CPU if on_cpu() else FAR_GPU
-        lam = self.problem.lam[:, 0]
-        far = jnp.where(lam > 0, far / 2, far).astype(lam.dtype)
-        return grid, (reach > far) & self.problem.unique & self.valid
-
-    def _first(self, wide: Bool[Array, "G"]) -> tuple[Attempt, Points]:
-        """The first attempt, on points, unless all groups start on a grid."""
-
-        @jax.jit  # so that its shapes and its branch are one trace
-        def on_points(problem, span, wide):
-            setting = self.setting._replace(problem=problem, span=span)
-            attempt, points = solve_with_cells(setting, self.cells[0])
-            residual = jnp.where(wide, jnp.inf, attempt.residual)
-            return attempt._replace(residual=residual), points
-
-        def skipped(problem, *rest):
-            shapes = jax.eval_shape(on_points, problem, *rest)
-            return jax.tree.map(partial(_unknown, problem.y), shapes)
-
-        operands = self.problem, self.setting.span, wide
-        if not (self.grids and on_cpu()):  # elsewhere it would wait for the branch
-            return on_points(*operands)
-        return jax.lax.cond(wide.all(), skipped, on_points, *operands)
+        return grid
 
     def _begin(self, attempt: Attempt) -> _State:
         column = self.problem.y[:, :1]
@@ -167,14 +144,15 @@ class Forward:
         ]
         return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
 
-    def _finish(self, state: _State, points: Points, grid, wide) -> _State:
+    def _finish(self, state: _State, points: Points, grid) -> _State:
         """More points, grids, pairs: each in the groups that are not solved so far.
 
-        Wide groups go to the grids at once.
+        Those for whose width the cells are too few go to the grids at once.
         """
         attempt, number, solved = state.attempt, state.number, []
+        more = _fine(attempt) if self.grids else jnp.ones_like(attempt.resolved)
         for count, z in zip(self.cells[1:], state.later):
-            attempt, z = self._retry(count, attempt, z, points, ~wide)
+            attempt, z = self._retry(count, attempt, z, points, more)
             solved.append(z)
             number += self._missed(attempt).astype(jnp.int32)
         if self.grids:
@@ -233,9 +211,6 @@ class Forward:
         )
 
 
-def _unknown(y, shape):
-    """An array of this shape, led by the groups of y, that meets no tolerance."""
-    axes = (1,) * (len(shape.shape) - 1)
-    fill = jnp.inf if shape.dtype == y.dtype and not axes else 0
-    column = jnp.full_like(y[:, 0], fill, dtype=shape.dtype)
-    return jnp.broadcast_to(column.reshape(-1, *axes), shape.shape)
+def _fine(attempt: Attempt) -> Bool[Array, "G"]:
+    """The groups that are not too wide for their cells."""
+    return attempt.widths < WIDTHS

@@ -15,10 +15,15 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.batching import on_cpu, run_in_chunks
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
-from ibnn_jax.ibnn.mean_field.newton import extent
 
-# For activations of a deviation of up to 3, and up to 10, at p = 10
-GRIDS = (Grid(896, 0.3125), Grid(3584, 0.3125))
+# The first is finer, for narrow groups under a strong lam; the last serves activations
+# of a deviation of up to 10 at p = 10.
+GRIDS = (
+    Grid(448, 0.22),
+    Grid(896, 0.3125),
+    Grid(1792, 0.3125),
+    Grid(3584, 0.3125),
+)
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
 # Neurons that are treated together, where a group counts as at least `LEAST` of them:
 # a CPU's cache holds what they need; a GPU takes a million as fast as a few
@@ -37,15 +42,16 @@ def grids_for(n: int) -> tuple[Grid, ...]:
 
 
 def choose(
-    y: Float[Array, "G n"], q: Float[Array, "G 1"], tol: Float[Array, "G 1"], grids
-) -> tuple[Int[Array, "G"], Float[Array, "G"]]:
-    """(which grid serves each group, their number where none does; the extent of x)."""
-    reach = extent(y, q)
-    index = jnp.full_like(reach, len(grids), dtype=jnp.int32)
+    extent: Float[Array, "G 1"], q: Float[Array, "G 1"], tol: Float[Array, "G 1"], grids
+) -> Int[Array, "G"]:
+    """Which grid serves each group with |x| up to the extent; their number where none
+    does.
+    """
+    index = jnp.full_like(extent, len(grids), dtype=jnp.int32)
     for k, grid in reversed(list(enumerate(grids))):
-        serves = (reach <= grid.reach) & (grid.error * jnp.abs(q) <= 2 * tol)
+        serves = (extent <= grid.reach) & (grid.error * jnp.abs(q) <= 2 * tol)
         index = jnp.where(serves, jnp.int32(k), index)
-    return index[:, 0], reach[:, 0]
+    return index[:, 0]
 
 
 def run_on_grids(

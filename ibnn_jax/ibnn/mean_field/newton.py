@@ -23,20 +23,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
 
 # Newton from the collapsed start takes up to ten
-MOST_STEPS = 14
+MOST_STEPS = 16
 # Of Newton's inner solves, and their most steps: the next step corrects the rest
-LINEAR_TOL, LINEAR_STEPS = 0.1, 30
+LINEAR_TOL, LINEAR_STEPS = 0.3, 30
 # A step is a good one if it leaves at most so much of the residual
 PROGRESS = 0.8
-# Failed steps after which a group is given up; at the first one it starts again
-GIVE_UP = 4
+# Failed steps after which a group starts again, and after which it is given up
+RESTART, GIVE_UP = 2, 5
 # Largest |q| times the share of neurons beyond an end of the grid, themselves not
 # counted, whose effect on each other may be left out of gradients
 BEYOND = 3e-3
@@ -63,60 +62,6 @@ class _State(NamedTuple):
     active: Bool[Array, "G 1"]
     steps: Int[Array, "G 1"]
     count: Array
-
-
-def start(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
-    """What x would be, nearly, if the distribution of y were normal."""
-    return _invert(y, q, _steepness(y, q))
-
-
-def extent(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G 1"]:
-    """The largest |x| to make room for: |G| <= 1, and `start` is not far off."""
-    size = jnp.abs(y).max(-1, keepdims=True)
-    guess = _invert(size, q, _steepness(y, q))
-    return jnp.minimum(size + jnp.maximum(q, 0), 1.4 * guess + 3)
-
-
-def _steepness(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G 1"]:
-    """kappa with G(t) = -tanh(kappa t), nearly, for normal y.
-
-    It is (1 + 1.57 var x)^(-1/2), and x depends on it: bisection, at five points of a
-    Gauss-Hermite rule. Under strong attraction most of a group collapses and the rest
-    stays outside; then kappa = 1.
-    """
-    deviation = jnp.sqrt((y * y).mean(-1, keepdims=True))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(10)
-    points = deviation * nodes[None, 5:].astype(y.dtype)
-    weights = (2 * weights[None, 5:] / weights.sum()).astype(y.dtype)
-
-    def steepness(variance):
-        return jax.lax.rsqrt(1 + 1.57 * variance)
-
-    def halve(_, bracket):
-        low, high = bracket
-        kappa = jnp.sqrt(low * high)
-        x = _invert(points, q, kappa)
-        above = steepness((weights * x * x).sum(-1, keepdims=True)) > kappa
-        return jnp.where(above, kappa, low), jnp.where(above, high, kappa)
-
-    own = steepness(deviation**2)  # that of x = y
-    low = jnp.where(q > 0, steepness((deviation + q) ** 2), own)
-    high = jnp.where(q > 0, own, jnp.ones_like(own))
-    low, high = jax.lax.fori_loop(0, 6, halve, (low, high))
-    return jnp.where(-0.8 * q > deviation, 1, jnp.sqrt(low * high))
-
-
-def _invert(y, q, kappa):
-    """x with x - q tanh(kappa x) = y: three Newton steps that do not overshoot."""
-    size = jnp.abs(y)
-    flattest = 1 - q * kappa
-    below = jnp.maximum(size / jnp.maximum(flattest, 1), size + q)
-    above = jnp.minimum(size / jnp.maximum(flattest, 1e-3), size + q)
-    x = jnp.where(q < 0, below, above)
-    for _ in range(3):
-        g = jnp.tanh(kappa * x)
-        x = x + (size - x + q * g) / jnp.maximum(1 - q * kappa * (1 - g * g), 1e-3)
-    return jnp.sign(y) * x
 
 
 def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
@@ -150,7 +95,7 @@ def solve(
 
         def move(x):
             u, _ = respond(grid, x, q, slope, r, LINEAR_TOL, LINEAR_STEPS)
-            restart = failed & (failures == 1)
+            restart = failed & (failures == RESTART)
             moved = jnp.where(restart, collapsed(y, q), x + u)
             return jnp.where(active, moved, x)
 
@@ -171,8 +116,11 @@ def solve(
     )
     crowd = jnp.abs(q) * jnp.maximum(crowd - 1, 0) / y.shape[1]
     # Only neurons near each other see the error, and q d says how many of them are.
-    near = 2 * jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
-    error = jnp.asarray(grid.error, y.dtype) * jnp.minimum(jnp.abs(q), near)
+    # Half of it, as for two clumps at the worst places: equal neurons make none.
+    near = jnp.minimum(
+        jnp.abs(q) / 2, jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
+    )
+    error = jnp.asarray(grid.error, y.dtype) * near
     residual = state.residual + error + crowd
     return Solved(
         state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps
@@ -204,10 +152,12 @@ def respond(
     f: Float[Array, "G n"],
     tol: float,
     most: int,
+    start: Float[Array, "G n"] | None = None,
 ) -> tuple[Float[Array, "G n"], Bool[Array, "G 1"]]:
     """(u with H u = f, whether its residual r is small enough).
 
-    tol: on sum s r^2, relative to sum s f^2, under the root. most: steps.
+    tol: on sum s r^2, relative to sum s f^2, under the root. most: steps. start: where
+    it is nearer than 0.
     """
     within = inside(grid, x)
     share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
@@ -245,9 +195,14 @@ def respond(
         direction = s * r + turn * direction
         return i + 1, u, r, direction, new, (new > limit).any()
 
-    square = size(f)
+    u, r, square = jnp.zeros_like(f), f, size(f)
     limit = tol * tol * square
-    state = (jnp.int32(0), jnp.zeros_like(f), f, s * f, square, (square > 0).any())
+    if start is not None:
+        left = f - start / s - seen(start)
+        near = size(left) < square
+        u, r = jnp.where(near, start, u), jnp.where(near, left, r)
+        square = size(r)
+    state = (jnp.int32(0), u, r, s * r, square, (square > limit).any())
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
     u = u + s * r  # a Jacobi step, for which all is at hand

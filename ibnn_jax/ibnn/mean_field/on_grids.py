@@ -7,12 +7,20 @@ from jaxtyping import Bool, Float, Int
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import ladder, newton
-from ibnn_jax.ibnn.mean_field.reduced import Attempt, Setting, bias_of, rounding
+from ibnn_jax.ibnn.mean_field.reduced import (
+    Attempt,
+    Points,
+    Setting,
+    bias_of,
+    rounding,
+)
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves
 ADJOINT_TOL = 5e-3
 # Of a solution, at most 0.02 in x = p z: beyond it sech^2 turns, and the gradient
 LARGEST_TOL = 0.02
+# Times the extent of the points, which miss that of the neurons by a little
+MARGIN = 1.1
 
 
 def scaled(
@@ -24,11 +32,17 @@ def scaled(
 
 
 def choose(
-    setting: Setting, threshold: Float[Array, "G"], grids
-) -> tuple[Int[Array, "G"], Float[Array, "G"]]:
-    """(the grid that serves each group, their number where none does; |x| at most)."""
-    y, q = scaled(setting.problem, setting.span)
-    return ladder.choose(y, q, setting.problem.p * threshold[:, None], grids)
+    setting: Setting, points: Points, threshold: Float[Array, "G"], grids
+) -> Int[Array, "G"]:
+    """The grid that serves each group, their number where none does."""
+    problem, span = setting.problem, setting.span
+    lam, p = problem.lam, problem.p
+    mean = (problem.y - span.centre).mean(-1, keepdims=True)
+    most = p * (span.radius + jnp.abs(mean) + jnp.maximum(lam, 0))  # as |B| <= 1
+    ends = jnp.concatenate([points.at_nodes[:, :1], points.at_nodes[:, -1:]], -1)
+    found = MARGIN * (p * jnp.abs(ends - mean).max(-1, keepdims=True) + 1)
+    extent = jnp.where(jnp.isfinite(found), jnp.minimum(found, most), most)
+    return ladder.choose(extent, lam * p, p * threshold[:, None], grids)
 
 
 def attempt(
@@ -59,7 +73,9 @@ def attempt(
         )
 
     y, q = scaled(problem, span)
-    operands = (y, newton.start(y, q), problem.lam, problem.p, span.radius, threshold)
+    near = jnp.isfinite(before.bias).all(-1, keepdims=True)
+    x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
+    operands = (y, x, problem.lam, problem.p, span.radius, threshold)
     return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
 
 
@@ -76,9 +92,9 @@ def adjoint(
     """(u, whether it solves the adjoint system) in the groups of `mask`."""
     tol = ADJOINT_TOL if options.tol is None else options.tol
 
-    def on_grid(grid, _, y, q, bias, slope, v):
-        x = y - q * bias
-        u, ok = newton.respond(grid, x, q, slope, v, tol, options.max_steps)
+    def on_grid(grid, before, y, q, bias, slope, v):
+        x, start = y - q * bias, before[0]
+        u, ok = newton.respond(grid, x, q, slope, v, tol, options.max_steps, start)
         # A v that is not finite makes u so, which the pairwise solve cannot mend.
         return u, ok[:, 0] | ~jnp.isfinite(jnp.abs(v).max(-1))
 

@@ -25,9 +25,6 @@ LINEAR_TOL = 0.05
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
-# Neurons per cell: where there are fewer, what is estimated for their sums says less of
-# each of them
-FEW_PER_CELL = 8
 # Of Newton on the points: past it weightless ones go in circles, or rounding holds all
 # of them up
 MOST_STEPS = 30
@@ -124,13 +121,9 @@ def solve_with_cells(
     points, ran = _solve_points(setting, place.cells, quadrature, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    residual = ran.residual + _error(problem, points)
+    residual = ran.residual + _error(problem, points, ran.residual)
     widths = _widths(problem, points)
     resolved = _resolved(problem, widths)
-    if problem.y.shape[1] < FEW_PER_CELL * count:
-        resolved &= residual <= _share(problem) * threshold_of(
-            problem, setting.tol, setting.span
-        )
     return Attempt(bias, slope, residual, resolved, widths, ran.steps), points
 
 
@@ -210,13 +203,20 @@ def bias_of(problem: IBNNProblem, shift, bias):
     return jnp.where(large, shift / jnp.where(lam == 0, 1, lam), bias)
 
 
-def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
-    """The estimated residual of the neurons, beside that of the points.
+def _error(
+    problem: IBNNProblem, points: Points, solved_to: Float[Array, "G"]
+) -> Float[Array, "G"]:
+    """The estimated residual of the neurons, beside that of the points, `solved_to`.
 
     It is what the quadrature, the interpolation and rounding leave out. The quadrature
     of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the
-    leading term is taken, twice, with the mean slope of T in every cell; the
-    interpolation is compared with the solution at the inner points.
+    leading term is taken, twice, with the mean slope of T in every cell.
+
+    The interpolation is compared with the solution at the inner points. It errs by
+    (u (1 - u))^3, so by up to eight times as much in the middle of a cell where the
+    inner point is off it. An error e of one neuron leaves a residual of Y' e, one that
+    all neurons share leaves e: little beside Y' e where lam < 0, so much that the
+    middle of the cells is left out there, and much beside it near the bound.
     """
     lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
     steep = p * jnp.diff(points.at_nodes) / points.cells.step
@@ -231,10 +231,17 @@ def _error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
     place = Place(cell, quadrature.inner, points.cells)
     bias = place.interpolate(*points.bias())
     predicted = quadrature.inside(quadrature.points) - lam * bias
-    gap = jnp.abs(predicted - points.inner) * jnp.maximum(y1[:, 1:], y1[:, :-1])
-    interpolation_error = jnp.where(quadrature.occupied, gap, 0).max(-1)
     lipschitz = 1 + jnp.abs(1 - y1).max(-1)  # 1 + |lam| d
     rounded = rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
+    steepest = jnp.maximum(y1[:, 1:], y1[:, :-1])
+    gap = jnp.abs(predicted - points.inner)
+    noise = (solved_to + rounded)[:, None] / steepest
+    middle = jnp.maximum(4 * quadrature.inner * (1 - quadrature.inner), 0.5)
+    more = jnp.maximum(gap - noise, 0) * (middle**-3 - 1)
+    gap = jnp.where(quadrature.occupied, gap + jnp.where(lam > 0, more, 0), 0)
+    together = (quadrature.inside(quadrature.weights) * gap).sum(-1)
+    interpolation_error = (gap * steepest).max(-1)
+    interpolation_error += (jnp.maximum(lam, 0) * p)[:, 0] * together
     return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounded
 
 
@@ -259,16 +266,6 @@ def _resolved(problem: IBNNProblem, widths: Float[Array, "G"]) -> Bool[Array, "G
     """
     strength = (jnp.abs(problem.lam) * problem.p)[:, 0]
     return (widths < WIDTHS) | (strength * widths**2 < 4) | ~problem.unique
-
-
-def _share(problem: IBNNProblem) -> Float[Array, "G"]:
-    """The share of the tolerance within which the adjoint of a few neurons errs by 1%.
-
-    Errors of z grow towards the bound: at lam p = 0.8 and 0.95 groups of 160 neurons
-    within it erred by up to 2.3% where their residual was past a third of it.
-    """
-    share = jnp.clip(1.6 * (1 - (problem.lam * problem.p)[:, 0]), 0.3, 1)
-    return jnp.where(problem.unique, share, 1)
 
 
 def reduced_adjoint(

@@ -48,23 +48,22 @@ class MeanField(AbstractSolver):
     equation of the neurons. It has to be within the tolerance of `solve` and below
     50 tol / p, unless that is beyond rounding.
 
-    Groups whose estimate exceeds the tolerance are solved again with more cells. Where
-    p z spreads over more than 40 (lam > 0: 20), and where more cells do not do either,
-    Newton's method works on all neurons, at a cost that does not depend on what they
-    do: sums of tanh go through a grid in p z (`mean_field.newton`). That is for
-    sigma = tanh, groups of more than 133 neurons, and CPUs; on GPUs for more than 267,
-    from 60 (lam > 0: 30). Groups that miss the tolerance every time are finished by
-    pairwise Newton, at O(n^2) per step: always for these groups only.
+    Groups whose estimate exceeds the tolerance, or that spread over more than 4 / p in
+    a cell, are solved again: from there Newton's method works on all neurons, at a cost
+    that does not depend on what they do, because sums of tanh go through a grid in p z
+    (`mean_field.newton`). That is for sigma = tanh and groups of more than 128 neurons
+    on CPUs, 267 on GPUs; others get more cells. Groups that miss the tolerance every
+    time are finished by pairwise Newton, at O(n^2) per step: always for these groups
+    only.
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once
             p * (range of y) / m < 1. Given cells are followed by pairs, not by grids.
             None takes 7 for groups of up to 64 neurons, (7, 19) up to 128, and beyond
-            (23, 55) on CPUs and (31, 63, 127) on GPUs before the grids, and 511 in
-            place of these where sigma is not tanh; (63, 511) on other devices.
+            23 on CPUs and (31, 63, 127) on GPUs before the grids, (23, 55, 511) and
+            (31, 63, 127, 511) where sigma is not tanh; (63, 511) on other devices.
             Attempts with as many points as neurons are left out, so 511 serves groups
             of more than 1024; each one costs a second or two of compilation.
-            `at_the_bound` is the choice for lam next to its bound.
         default_tol: the tolerance when `solve` gets none.
         pairwise_max_size: largest n for the pairwise finish; larger groups that miss
             the tolerance are reported as MAX_STEPS.
@@ -99,25 +98,13 @@ class MeanField(AbstractSolver):
         for name, value in options.items():
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def at_the_bound(cls) -> "MeanField":
-        """The choice where training takes lam to its bound.
-
-        There most groups need a second attempt, and later in training some a third, in
-        place of the pairwise finish. On CPUs solve and gradients then take 0.8 to 0.9
-        of the time.
-        """
-        return cls(cells=(19, 47, 95, 511)) if on_cpu() else cls()
-
     def attempts(self, problem) -> tuple[int, ...]:
         """The cells of every attempt on points.
 
         Of the later ones those that have fewer points than neurons.
         """
         n = problem.y.shape[1]
-        first, *later = self.cells or _cells_for(n)
-        if self.grids(problem):
-            later = later[:-1]  # the last is for wide groups
+        first, *later = self.cells or _cells_for(n, bool(self.grids(problem)))
         return (first, *(count for count in later if 2 * count + 2 < n))
 
     def grids(self, problem) -> tuple[Grid, ...]:
@@ -173,15 +160,17 @@ def _as_it_is(f, *arrays):
     return f(*arrays)
 
 
-def _cells_for(n: int) -> tuple[int, ...]:
+def _cells_for(n: int, grids: bool) -> tuple[int, ...]:
     """Points that cost little beside n neurons, or beside their pairs."""
     if n <= 64:
         return (7,)
     if n <= FEW:
         return (7, 19)
     if on_cpu():
-        return (23, 55, 511)
-    return (31, 63, 127, 511) if on_gpu() else (63, 511)
+        return (23,) if grids else (23, 55, 511)
+    if on_gpu():
+        return (31, 63, 127) if grids else (31, 63, 127, 511)
+    return (63, 511)
 
 
 def _increasing(cells) -> tuple[int, ...]:

@@ -71,12 +71,12 @@ def test_biases_sum_to_nothing_and_all_alike_change_nothing(x):
 def test_the_grid_that_serves_holds_the_neurons_and_the_tolerance():
     grids = ladder.grids_for(784)
     assert grids == ladder.GRIDS and ladder.grids_for(64) == ()
-    rng, q = np.random.default_rng(0), jnp.full((3, 1), -0.5)
-    y = np.array([[5.0], [60.0], [1e5]]) * rng.uniform(-1, 1, (3, 784))
-    index, extent = ladder.choose(jnp.asarray(y), q, jnp.full((3, 1), 0.02), grids)
+    extent, q = jnp.array([[5.0], [60.0], [1e5]]), jnp.full((3, 1), -0.5)
+    index = ladder.choose(extent, q, jnp.full((3, 1), 0.02), grids)
     assert index[0] == 0 and index[2] == len(grids)
-    assert extent[1] < grids[int(index[1])].reach
-    index, _ = ladder.choose(jnp.asarray(y), q, jnp.full((3, 1), 1e-9), grids)
+    cheaper, serves = grids[int(index[1]) - 1], grids[int(index[1])]
+    assert cheaper.reach < extent[1] <= serves.reach
+    index = ladder.choose(extent, q, jnp.full((3, 1), 1e-9), grids)
     assert (index == len(grids)).all()
 
 

@@ -150,6 +150,21 @@ def test_few_neurons_need_few_cells(n):
     assert (residual <= 1e-4 * (3 + jnp.abs(y).max(-1))).all()
 
 
+def test_the_residual_near_the_bound_where_most_neurons_lie_in_a_clump():
+    """As pictures with a background: there the neurons of a cell err together."""
+    rng = np.random.default_rng(0)
+    clump = rng.uniform(-0.3, 0.3, (40, 1)) + 0.005 * rng.normal(size=(40, 784))
+    spread = rng.uniform(-0.5, 0.5, (40, 784))
+    y = np.where(rng.random((40, 784)) < [[0.75], [0.9]] * 20, clump, spread)
+    y = jnp.asarray(y * np.repeat([0.3, 0.6, 1.0, 1.5], 10)[:, None], jnp.float32)
+    found = jax.jit(lambda y: ib.solve(y, 0.095, 10.0, ib.Uniform((-1,))))(y)
+    z, y = (np.asarray(a, float) for a in (found.value, y))
+    residual = np.abs(true_residual(z, y, 0.095, 10.0)).max(-1)
+    assert found.stats.converged.all()
+    assert (residual <= 1e-4 * (1 + np.abs(y).max(-1) + 0.095)).all()
+    assert (residual <= 1.6 * np.asarray(found.stats.residual) + 1e-7).all()
+
+
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
     found = ib.solve(
