@@ -1,4 +1,4 @@
-"""The forward pass of MeanField: ever more points, grids for wide groups, pairs."""
+"""The forward pass of MeanField: points, then grids, then pairs."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -119,10 +119,11 @@ class Forward:
         return self.valid & ~attempt.meets(self.threshold)
 
     def _first(self) -> tuple[Attempt, Points]:
+        """The first attempt; before a grid only fine cells count as resolved."""
         attempt, points = solve_with_cells(self.setting, self.cells[0])
         if self.grids:
-            # Where lam is small others may meet the tolerance, but B itself does not,
-            # nor do its derivatives.
+            # Coarse cells may meet the tolerance where lam is small, but they resolve
+            # neither B nor its derivatives.
             fine = _fine(attempt) | ~self.problem.unique
             attempt = attempt._replace(resolved=attempt.resolved & fine)
         return attempt, points
@@ -147,7 +148,7 @@ class Forward:
     def _finish(self, state: _State, points: Points, grid) -> _State:
         """More points, grids, pairs: each in the groups that are not solved so far.
 
-        Those for whose width the cells are too few go to the grids at once.
+        Groups that are too wide for their cells go to the grids at once.
         """
         attempt, number, solved = state.attempt, state.number, []
         more = _fine(attempt) if self.grids else jnp.ones_like(attempt.resolved)

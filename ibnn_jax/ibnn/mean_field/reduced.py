@@ -214,9 +214,9 @@ def _error(
 
     The interpolation is compared with the solution at the inner points. It errs by
     (u (1 - u))^3, so by up to eight times as much in the middle of a cell where the
-    inner point is off it. An error e of one neuron leaves a residual of Y' e, one that
-    all neurons share leaves e: little beside Y' e where lam < 0, so much that the
-    middle of the cells is left out there, and much beside it near the bound.
+    inner point is off it. An error e of one neuron leaves a residual of Y' e; an error
+    that all neurons share leaves e. Near the bound Y' is small and both count. Where
+    lam < 0, Y' e overrates a shared error, which makes up for the middle of the cells.
     """
     lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
     steep = p * jnp.diff(points.at_nodes) / points.cells.step
