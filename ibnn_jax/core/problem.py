@@ -144,6 +144,16 @@ class AbstractProblem(ABC):
         """A part of v that H^T maps to itself, so that only the rest is solved for."""
         return jnp.zeros_like(v)
 
+    def cotangent(self, z: Float[Array, "G n"], u: Float[Array, "G n"]) -> Self:
+        """u . dr/dtheta for every leaf theta of the problem, in its own form.
+
+        z: a solution of the problem that `centred` returns.
+        """
+        # Computed again in the backward pass rather than stored: r may go through an
+        # array of `largest_row` numbers per group.
+        residual = jax.checkpoint(lambda problem: problem.centred()[0].residual(z))
+        return jax.vjp(residual, self)[1](u)[0]
+
     def step_sizes(self, z: Float[Array, "G n"]) -> Float[Array, "G n"]:
         """Sizes a for `precondition` at z, constants to differentiation."""
         return jnp.ones_like(z)

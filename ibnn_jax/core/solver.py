@@ -104,10 +104,7 @@ class IterativeSolver(AbstractSolver):
         z = residuals  # of the centred problem
         solve_groups = merge_vmap(in_blocks(on_groups, _largest_row))
         u = solve_groups(problem.centred()[0], z, v)
-        # dL/dtheta = u . dr/dtheta. Computed again in the backward pass rather than
-        # stored: r may go through an array of `largest_row` numbers per group.
-        residual = jax.checkpoint(lambda problem: problem.centred()[0].residual(z))
-        return jax.vjp(residual, problem)[1](u)[0]
+        return problem.cotangent(z, u)  # dL/dtheta = u . dr/dtheta
 
 
 def _largest_row(problem: AbstractProblem) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ibnn_jax.core.batching import replace_where
+from ibnn_jax.core.batching import in_blocks, merge_vmap, replace_where
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.ibnn.pairwise import Operator
 
@@ -124,6 +124,22 @@ class IBNNProblem(AbstractProblem):
     def known_adjoint(self, v):
         """The mean of v: H 1 = 1, because DB does not see a common shift."""
         return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)
+
+    def cotangent(self, z, u):
+        """u, -u . B and -lam u . dB/dp for y, lam and p; for w -lam u . dB/dw."""
+
+        def sums(problem, z, u):
+            def bias(p):
+                return problem.op.bias(z, p)
+
+            value, slope = jax.jvp(bias, (problem.p,), (jnp.ones_like(problem.p),))
+            return [(u * f).sum(-1, keepdims=True) for f in (value, slope)]
+
+        in_groups = merge_vmap(in_blocks(sums, lambda problem: problem.largest_row))
+        by_lam, by_p = in_groups(self, z, u)
+        _, pull = jax.vjp(lambda op: op.bias(z, self.p), self.op)
+        (by_op,) = pull(-self.lam * u)
+        return IBNNProblem(u, -by_lam, -self.lam * by_p, by_op)
 
     def sanitised(self) -> tuple["IBNNProblem", Bool[Array, "G"]]:
         """Groups that hold NaN or infinity, or p <= 0, become y = 0, lam = 0, p = 1."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
+from itertools import repeat
 from math import prod
 from operator import add
 
@@ -167,9 +168,9 @@ class WindowOperator(Operator):
 
     def _pair_sum(self, f, z, p, v):
         centre = z.reshape(-1, *self.shape)
-        weights = self._shifted(jnp.ones_like(z) if v is None else v)
+        weights = repeat(1) if v is None else (w for w, _ in self._shifted(v))
         total = jnp.zeros_like(centre)
-        for (neighbour, inside), (weight, _) in zip(self._shifted(z), weights):
+        for (neighbour, inside), weight in zip(self._shifted(z), weights):
             total += jnp.where(inside, f(neighbour - centre, p[:, :, None]) * weight, 0)
         return total.reshape(z.shape) / prod(self.size)
 
