@@ -4,11 +4,13 @@ The rule: of the grids, in the order of their cost, the first that holds the neu
 and whose error, with the neurons at the worst places, is at most twice the tolerance:
 hardly any group is that unlucky. The groups are sorted by their grids and taken a few
 at a time, each few on the largest grid that one of them needs. So a wide group makes
-only its few neighbours pay.
+only its few neighbours pay. Likewise a slow one: it is left to a second round, which
+gathers those that the first left undone.
 """
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
@@ -28,6 +30,8 @@ FEW = 128  # neurons whose pairs are worth no compilation of a grid
 # Neurons that are treated together, where a group counts as at least `LEAST` of them:
 # a CPU's cache holds what they need; a GPU takes a million as fast as a few
 TOGETHER_CPU, TOGETHER_GPU, LEAST = 32_000, 1_000_000, 512
+# The share of them that each round may leave undone. A GPU takes all groups at once
+ROUNDS_CPU, ROUNDS_GPU = (0.4, 0.0), (0.0,)
 
 
 def grids_for(n: int) -> tuple[Grid, ...]:
@@ -52,6 +56,26 @@ def choose(
         serves = (extent <= grid.reach) & (grid.error * jnp.abs(q) <= 2 * tol)
         index = jnp.where(serves, jnp.int32(k), index)
     return index[:, 0]
+
+
+def run_in_rounds(
+    mask: Bool[Array, "G"], index: Int[Array, "G"], grids, f: Callable, x, *operands
+):
+    """x with what f finds in the groups of `mask`.
+
+    f(grid, left, x, *operands) -> (x, which groups are done): it may stop when a share
+    `left` of them is not, which is asked again with its x.
+    """
+    rounds = jnp.asarray(ROUNDS_CPU if on_cpu() else ROUNDS_GPU, jnp.float32)
+
+    def once(k, state):
+        def on_grid(grid, state, *operands):
+            x, done = f(grid, rounds[k], state[0], *operands)
+            return x, ~done
+
+        return run_on_grids(state[1], index, grids, on_grid, state, *operands)
+
+    return jax.lax.fori_loop(0, len(rounds), once, (x, mask))[0]
 
 
 def run_on_grids(

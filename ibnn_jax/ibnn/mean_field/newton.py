@@ -32,6 +32,8 @@ from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
 MOST_STEPS = 16
 # Of Newton's inner solves, and their most steps: the next step corrects the rest
 LINEAR_TOL, LINEAR_STEPS = 0.3, 30
+# Largest error of x, about which sech^2 turns and the gradient with it
+LARGEST_ERROR = 0.02
 # A step is a good one if it leaves at most so much of the residual
 PROGRESS = 0.8
 # Failed steps after which a group starts again, and after which it is given up
@@ -50,6 +52,7 @@ class Solved(NamedTuple):
     residual: Float[Array, "G 1"]
     resolved: Bool[Array, "G 1"]  # no neurons beyond the grid that see each other
     steps: Int[Array, "G 1"]
+    done: Bool[Array, "G 1"]  # more steps would not help
 
 
 class _State(NamedTuple):
@@ -75,12 +78,18 @@ def solve(
     q: Float[Array, "G 1"],
     x: Float[Array, "G n"],
     tol: Float[Array, "G 1"],
+    floor: Float[Array, "G 1"],
     max_steps: int,
+    left: Float[Array, ""],
 ) -> Solved:
     """x with x + q G(x) = y up to tol, for y around 0.
 
     From the x given, and from the collapsed start in groups where that does not
     converge.
+
+    Args:
+        floor: where residuals are rounding. left: the share of the groups that may be
+            left undone.
     """
     most = min(MOST_STEPS, max_steps + 1)  # the last one only looks
 
@@ -88,18 +97,21 @@ def solve(
         bias, slope = keep(look(grid, state.x, q))
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
-        failed = ~(residual <= PROGRESS * state.before) & (residual > tol)
+        # An error r of y is s r in x, and changes s by s^2 r or less.
+        limit = jnp.minimum(tol, LARGEST_ERROR / jnp.maximum(slope, 1) ** 2)
+        unmet = (jnp.abs(r) > jnp.maximum(limit, floor)).any(-1, keepdims=True)
+        failed = ~(residual <= PROGRESS * state.before) & unmet
         failures = state.failures + (failed & state.active).astype(jnp.int32)
-        active = state.active & (residual > tol) & (failures < GIVE_UP)
+        active = state.active & unmet & (failures < GIVE_UP)
         count = state.count + 1
 
         def move(x):
-            u, _ = respond(grid, x, q, slope, r, LINEAR_TOL, LINEAR_STEPS)
+            u, *_ = respond(grid, x, q, slope, r, LINEAR_TOL, LINEAR_STEPS)
             restart = failed & (failures == RESTART)
             moved = jnp.where(restart, collapsed(y, q), x + u)
             return jnp.where(active, moved, x)
 
-        going = active.any() & (count < most)
+        going = (_share(active) > left) & (count < most)
         x = jax.lax.cond(going, move, lambda x: x, state.x)
         before = jnp.where(failed, jnp.inf, residual)
         steps = state.steps + active.astype(jnp.int32)
@@ -108,7 +120,11 @@ def solve(
     far = jnp.full_like(tol, jnp.inf)
     none = jnp.zeros_like(tol, dtype=jnp.int32)
     state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
-    state = jax.lax.while_loop(lambda s: s.active.any() & (s.count < most), body, state)
+
+    def unfinished(state: _State):
+        return (_share(state.active) > left) & (state.count < most)
+
+    state = jax.lax.while_loop(unfinished, body, state)
     reach = jnp.asarray(grid.reach, y.dtype)
     crowd = jnp.maximum(
         (state.x > reach).sum(-1, keepdims=True, dtype=y.dtype),
@@ -122,8 +138,9 @@ def solve(
     )
     error = jnp.asarray(grid.error, y.dtype) * near
     residual = state.residual + error + crowd
+    done = ~state.active
     return Solved(
-        state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps
+        state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps, done
     )
 
 
@@ -153,11 +170,12 @@ def respond(
     tol: float,
     most: int,
     start: Float[Array, "G n"] | None = None,
-) -> tuple[Float[Array, "G n"], Bool[Array, "G 1"]]:
-    """(u with H u = f, whether its residual r is small enough).
+    left: Float[Array, ""] | float = 0.0,
+) -> tuple[Float[Array, "G n"], Bool[Array, "G 1"], Bool[Array, "G 1"]]:
+    """(u with H u = f, whether its residual r is small enough, and within tol).
 
     tol: on sum s r^2, relative to sum s f^2, under the root. most: steps. start: where
-    it is nearer than 0.
+    it is nearer than 0. left: the share of the groups that may be left undone.
     """
     within = inside(grid, x)
     share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
@@ -193,22 +211,22 @@ def respond(
         new = size(r)
         turn = jnp.where(first, 0, _ratio(new, square))
         direction = s * r + turn * direction
-        return i + 1, u, r, direction, new, (new > limit).any()
+        return i + 1, u, r, direction, new, _share(new > limit) > left
 
     u, r, square = jnp.zeros_like(f), f, size(f)
     limit = tol * tol * square
     if start is not None:
-        left = f - start / s - seen(start)
-        near = size(left) < square
-        u, r = jnp.where(near, start, u), jnp.where(near, left, r)
+        rest = f - start / s - seen(start)
+        near = size(rest) < square
+        u, r = jnp.where(near, start, u), jnp.where(near, rest, r)
         square = size(r)
-    state = (jnp.int32(0), u, r, s * r, square, (square > limit).any())
+    state = (jnp.int32(0), u, r, s * r, square, _share(square > limit) > left)
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
     u = u + s * r  # a Jacobi step, for which all is at hand
     excess = jnp.where(within, u, 0).mean(-1, keepdims=True) / share
     u = jnp.where(within, u - excess + mean, u)
-    return u, square <= 4 * limit
+    return u, square <= 4 * limit, square <= limit
 
 
 def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
@@ -220,6 +238,10 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
         return found
 
     return jnp.where(inside(grid, x), grid.run(on, x), 0)
+
+
+def _share(mask: Bool[Array, "G 1"]) -> Float[Array, ""]:
+    return mask.mean(dtype=jnp.float32)
 
 
 def _ratio(a, b):

@@ -17,8 +17,6 @@ from ibnn_jax.ibnn.mean_field.reduced import (
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves
 ADJOINT_TOL = 5e-3
-# Of a solution, at most 0.02 in x = p z: beyond it sech^2 turns, and the gradient
-LARGEST_TOL = 0.02
 # Times the extent of the points, which miss that of the neurons by a little
 MARGIN = 1.1
 
@@ -56,14 +54,15 @@ def attempt(
     """The outcome on the grids in the groups of `mask`, what was before elsewhere."""
     problem, span = setting.problem, setting.span
 
-    def on_grid(grid, before, y, x, lam, p, radius, threshold):
+    def on_grid(grid, left, before, y, lam, p, radius, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
+        near = jnp.isfinite(before.bias).all(-1, keepdims=True)
+        x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
         floor = p * rounding(1 + jnp.abs(q[:, 0]), radius[:, 0])[:, None]
-        tol = jnp.minimum(0.5 * p * threshold[:, None], LARGEST_TOL)
-        tol = jnp.maximum(tol * jnp.clip(1 - q, 0.01, 1), 0.25 * floor)
-        solved = newton.solve(grid, y, q, x, tol, setting.max_steps)
+        tols = 0.5 * p * threshold[:, None], 0.25 * floor
+        solved = newton.solve(grid, y, q, x, *tols, setting.max_steps, left)
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
-        return Attempt(
+        now = Attempt(
             bias,
             solved.slope,
             (solved.residual / p)[:, 0],
@@ -71,12 +70,11 @@ def attempt(
             jnp.zeros_like(before.widths),
             before.steps + solved.steps[:, 0],
         )
+        return now, solved.done[:, 0]
 
-    y, q = scaled(problem, span)
-    near = jnp.isfinite(before.bias).all(-1, keepdims=True)
-    x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
-    operands = (y, x, problem.lam, problem.p, span.radius, threshold)
-    return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
+    y, _ = scaled(problem, span)
+    operands = (y, problem.lam, problem.p, span.radius, threshold)
+    return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 
 
 def adjoint(
@@ -92,15 +90,16 @@ def adjoint(
     """(u, whether it solves the adjoint system) in the groups of `mask`."""
     tol = ADJOINT_TOL if options.tol is None else options.tol
 
-    def on_grid(grid, before, y, q, bias, slope, v):
-        x, start = y - q * bias, before[0]
-        u, ok = newton.respond(grid, x, q, slope, v, tol, options.max_steps, start)
+    def on_grid(grid, left, before, y, q, bias, slope, v):
+        x, most = y - q * bias, options.max_steps
+        u, ok, done = newton.respond(grid, x, q, slope, v, tol, most, before[0], left)
         # A v that is not finite makes u so, which the pairwise solve cannot mend.
-        return u, ok[:, 0] | ~jnp.isfinite(jnp.abs(v).max(-1))
+        lost = ~jnp.isfinite(jnp.abs(v).max(-1))
+        return (u, ok[:, 0] | lost), done[:, 0] | lost
 
     y, q = scaled(setting.problem, setting.span)
     operands = (y, q, attempt.bias, attempt.slope, v)
-    return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)
+    return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 
 
 def bias_by_p(

@@ -64,7 +64,7 @@ def test_biases_sum_to_nothing_and_all_alike_change_nothing(x):
     grid, q = Grid(256, 0.3), jnp.array([[-3.0], [0.5]])
     bias, slope = newton.look(grid, x, q)
     assert float(jnp.abs(bias.sum(-1)).max()) < 1e-12
-    u, solved = newton.respond(grid, x, q, slope, jnp.ones_like(x), 1e-3, 20)
+    u, solved, _ = newton.respond(grid, x, q, slope, jnp.ones_like(x), 1e-3, 20)
     assert solved.all() and float(jnp.abs(u - 1).max()) < 1e-12
 
 
@@ -78,6 +78,19 @@ def test_the_grid_that_serves_holds_the_neurons_and_the_tolerance():
     assert cheaper.reach < extent[1] <= serves.reach
     index = ladder.choose(extent, q, jnp.full((3, 1), 1e-9), grids)
     assert (index == len(grids)).all()
+
+
+def test_groups_that_a_round_leaves_undone_are_gathered_and_asked_again():
+    group = jnp.arange(300)
+    mask, slow = group % 2 == 0, group % 7 == 0
+
+    def asked(grid, left, times, y, slow):
+        return times + 1, ~slow | (left == 0)
+
+    y, index = jnp.zeros((300, ladder.LEAST)), jnp.zeros(300, jnp.int32)
+    times = jnp.zeros(300, jnp.int32)
+    times = ladder.run_in_rounds(mask, index, ladder.GRIDS, asked, times, y, slow)
+    assert (times == jnp.where(mask, jnp.where(slow, 2, 1), 0)).all()
 
 
 def wide():
