@@ -31,7 +31,7 @@ from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
 # Newton from the collapsed start takes up to ten
 MOST_STEPS = 16
 # Of Newton's inner solves, and their most steps: the next step corrects the rest
-LINEAR_TOL, LINEAR_STEPS = 0.3, 30
+LINEAR_TOL, LINEAR_STEPS = 0.7, 30
 # Largest error of x, about which sech^2 turns and the gradient with it
 LARGEST_ERROR = 0.02
 # A step is a good one if it leaves at most so much of the residual
