@@ -27,7 +27,7 @@ GRIDS = (
     Grid(3584, 0.3125),
     Grid(7168, 0.3125),
 )
-# On GPUs one alone, on which a few nodes take as long
+# One alone on GPUs, where fewer nodes take as long
 GRIDS_GPU = (Grid(3584, 0.3125),)
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
 # Neurons that are treated together, where a group counts as at least `LEAST` of them:
@@ -63,8 +63,8 @@ def run_in_rounds(
 ):
     """x with what f finds in the groups of `mask`.
 
-    f(grid, left, x, *operands) -> (x, which groups are done): it may stop when a share
-    `left` of them is not, which is asked again with its x.
+    f(grid, left, x, *operands) -> (x, which groups are done). f may stop while a share
+    `left` of its groups is not done; the next round asks for these again.
     """
     rounds = jnp.asarray(ROUNDS_CPU if on_cpu() else ROUNDS_GPU, jnp.float32)
 

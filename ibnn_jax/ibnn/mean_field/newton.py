@@ -97,7 +97,7 @@ def solve(
         bias, slope = keep(look(grid, state.x, q))
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
-        # An error r of y is s r in x, and changes s by s^2 r or less.
+        # r moves x by about s r, and with it s by a share of at most s^2 |q r|.
         limit = jnp.minimum(tol, LARGEST_ERROR / jnp.maximum(slope, 1) ** 2)
         unmet = (jnp.abs(r) > jnp.maximum(limit, floor)).any(-1, keepdims=True)
         failed = ~(residual <= PROGRESS * state.before) & unmet
