@@ -129,11 +129,9 @@ class IBNNProblem(AbstractProblem):
         """u, -u . B and -lam u . dB/dp for y, lam and p; for w -lam u . dB/dw."""
 
         def sums(problem, z, u):
-            def bias(p):
-                return problem.op.bias(z, p)
-
-            value, slope = jax.jvp(bias, (problem.p,), (jnp.ones_like(problem.p),))
-            return [(u * f).sum(-1, keepdims=True) for f in (value, slope)]
+            one = jnp.ones_like(problem.p)
+            bias, slope = jax.jvp(partial(problem.op.bias, z), (problem.p,), (one,))
+            return [(u * f).sum(-1, keepdims=True) for f in (bias, slope)]
 
         in_groups = merge_vmap(in_blocks(sums, lambda problem: problem.largest_row))
         by_lam, by_p = in_groups(self, z, u)

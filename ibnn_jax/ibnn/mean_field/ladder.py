@@ -9,6 +9,7 @@ gathers those that the first left undone.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,10 +70,7 @@ def run_in_rounds(
     rounds = jnp.asarray(ROUNDS_CPU if on_cpu() else ROUNDS_GPU, jnp.float32)
 
     def once(k, state):
-        def on_grid(grid, state, *operands):
-            x, done = f(grid, rounds[k], state[0], *operands)
-            return x, ~done
-
+        on_grid = partial(_asked, f, rounds[k])
         return run_on_grids(state[1], index, grids, on_grid, state, *operands)
 
     return jax.lax.fori_loop(0, len(rounds), once, (x, mask))[0]
@@ -94,3 +92,9 @@ def run_on_grids(
     chunk = max(1, together // max(operands[0].shape[1], LEAST))
     key = jnp.where(mask, index, len(grids) + 1)
     return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands)
+
+
+def _asked(f: Callable, left, grid, state, *operands):
+    """(x, which groups are to be asked again) after one call of f."""
+    x, done = f(grid, left, state[0], *operands)
+    return x, ~done

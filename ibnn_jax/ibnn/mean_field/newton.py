@@ -32,7 +32,7 @@ from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
 MOST_STEPS = 16
 # Of Newton's inner solves, and their most steps: the next step corrects the rest
 LINEAR_TOL, LINEAR_STEPS = 0.7, 30
-# Largest error of x, about which sech^2 turns and the gradient with it
+# Largest error of x: a larger one changes sech^2, and with it the gradient
 LARGEST_ERROR = 0.02
 # A step is a good one if it leaves at most so much of the residual
 PROGRESS = 0.8
@@ -77,6 +77,7 @@ def solve(
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     x: Float[Array, "G n"],
+    *,
     tol: Float[Array, "G 1"],
     floor: Float[Array, "G 1"],
     max_steps: int,
@@ -88,10 +89,13 @@ def solve(
     converge.
 
     Args:
-        floor: where residuals are rounding. left: the share of the groups that may be
-            left undone.
+        floor: a residual that may be rounding alone; none below it is asked for.
+        left: the share of the groups that may be left undone.
     """
     most = min(MOST_STEPS, max_steps + 1)  # the last one only looks
+
+    def unfinished(active, count):
+        return (_share(active) > left) & (count < most)
 
     def body(state: _State) -> _State:
         bias, slope = keep(look(grid, state.x, q))
@@ -111,8 +115,7 @@ def solve(
             moved = jnp.where(restart, collapsed(y, q), x + u)
             return jnp.where(active, moved, x)
 
-        going = (_share(active) > left) & (count < most)
-        x = jax.lax.cond(going, move, lambda x: x, state.x)
+        x = jax.lax.cond(unfinished(active, count), move, lambda x: x, state.x)
         before = jnp.where(failed, jnp.inf, residual)
         steps = state.steps + active.astype(jnp.int32)
         return _State(x, bias, slope, residual, before, failures, active, steps, count)
@@ -120,11 +123,7 @@ def solve(
     far = jnp.full_like(tol, jnp.inf)
     none = jnp.zeros_like(tol, dtype=jnp.int32)
     state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
-
-    def unfinished(state: _State):
-        return (_share(state.active) > left) & (state.count < most)
-
-    state = jax.lax.while_loop(unfinished, body, state)
+    state = jax.lax.while_loop(lambda s: unfinished(s.active, s.count), body, state)
     reach = jnp.asarray(grid.reach, y.dtype)
     crowd = jnp.maximum(
         (state.x > reach).sum(-1, keepdims=True, dtype=y.dtype),
@@ -241,6 +240,7 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
 
 
 def _share(mask: Bool[Array, "G 1"]) -> Float[Array, ""]:
+    """Of the groups, those of the mask."""
     return mask.mean(dtype=jnp.float32)
 
 

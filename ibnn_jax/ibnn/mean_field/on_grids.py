@@ -59,8 +59,16 @@ def attempt(
         near = jnp.isfinite(before.bias).all(-1, keepdims=True)
         x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
         floor = p * rounding(1 + jnp.abs(q[:, 0]), radius[:, 0])[:, None]
-        tols = 0.5 * p * threshold[:, None], 0.25 * floor
-        solved = newton.solve(grid, y, q, x, *tols, setting.max_steps, left)
+        solved = newton.solve(
+            grid,
+            y,
+            q,
+            x,
+            tol=0.5 * p * threshold[:, None],
+            floor=0.25 * floor,
+            max_steps=setting.max_steps,
+            left=left,
+        )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
         now = Attempt(
             bias,
