@@ -55,6 +55,14 @@ class Solved(NamedTuple):
     done: Bool[Array, "G 1"]  # more steps would not help
 
 
+class Response(NamedTuple):
+    """What solves H u = f, and how well."""
+
+    u: Float[Array, "G n"]
+    ok: Bool[Array, "G 1"]  # the residual is small enough
+    done: Bool[Array, "G 1"]  # it is within the tolerance
+
+
 class _State(NamedTuple):
     x: Float[Array, "G n"]
     bias: Float[Array, "G n"]
@@ -110,9 +118,9 @@ def solve(
         count = state.count + 1
 
         def move(x):
-            u, *_ = respond(grid, x, q, slope, r, LINEAR_TOL, LINEAR_STEPS)
+            towards = respond(grid, x, q, slope, r, tol=LINEAR_TOL, most=LINEAR_STEPS)
             restart = failed & (failures == RESTART)
-            moved = jnp.where(restart, collapsed(y, q), x + u)
+            moved = jnp.where(restart, collapsed(y, q), x + towards.u)
             return jnp.where(active, moved, x)
 
         x = jax.lax.cond(unfinished(active, count), move, lambda x: x, state.x)
@@ -166,15 +174,19 @@ def respond(
     q: Float[Array, "G 1"],
     s: Float[Array, "G n"],
     f: Float[Array, "G n"],
+    *,
     tol: float,
     most: int,
     start: Float[Array, "G n"] | None = None,
     left: Float[Array, ""] | float = 0.0,
-) -> tuple[Float[Array, "G n"], Bool[Array, "G 1"], Bool[Array, "G 1"]]:
-    """(u with H u = f, whether its residual r is small enough, and within tol).
+) -> Response:
+    """u with H u = f.
 
-    tol: on sum s r^2, relative to sum s f^2, under the root. most: steps. start: where
-    it is nearer than 0. left: the share of the groups that may be left undone.
+    Args:
+        tol: the largest root of sum s r^2 / sum s f^2, for the residual r.
+        most: steps.
+        start: taken in groups where it is nearer than 0.
+        left: the share of the groups that may be left undone.
     """
     within = inside(grid, x)
     share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
@@ -201,31 +213,30 @@ def respond(
     def body(state):
         i, u, r, direction, square, _ = state
         image = direction / s + seen(direction)
+        # The start is taken as a step, and the first step from there is one of the
+        # Jacobi kind, not of conjugate gradients: as the last it leaves out less.
+        whole = i < 1
         length = _ratio(square, (direction * image).mean(-1, keepdims=True))
-        # The first step is one of the Jacobi kind, not of conjugate gradients: as
-        # the last it leaves out less than they do.
-        first = i == 0
-        length = jnp.where(first, 1, length)
+        length = jnp.where(whole, 1, length)
+        if start is not None:
+            near = (i >= 0) | (size(r - image) < square)
+            length = jnp.where(near, length, 0)
         u, r = u + length * direction, r - length * image
         new = size(r)
-        turn = jnp.where(first, 0, _ratio(new, square))
+        turn = jnp.where(whole, 0, _ratio(new, square))
         direction = s * r + turn * direction
         return i + 1, u, r, direction, new, _share(new > limit) > left
 
-    u, r, square = jnp.zeros_like(f), f, size(f)
+    square = size(f)
     limit = tol * tol * square
-    if start is not None:
-        rest = f - start / s - seen(start)
-        near = size(rest) < square
-        u, r = jnp.where(near, start, u), jnp.where(near, rest, r)
-        square = size(r)
-    state = (jnp.int32(0), u, r, s * r, square, _share(square > limit) > left)
+    step, direction = (0, s * f) if start is None else (-1, start)
+    state = (jnp.int32(step), jnp.zeros_like(f), f, direction, square, square.sum() >= 0)
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
     u = u + s * r  # a Jacobi step, for which all is at hand
     excess = jnp.where(within, u, 0).mean(-1, keepdims=True) / share
     u = jnp.where(within, u - excess + mean, u)
-    return u, square <= 4 * limit, square <= limit
+    return Response(u, ok=square <= 4 * limit, done=square <= limit)
 
 
 def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:

@@ -99,11 +99,20 @@ def adjoint(
     tol = ADJOINT_TOL if options.tol is None else options.tol
 
     def on_grid(grid, left, before, y, q, bias, slope, v):
-        x, most = y - q * bias, options.max_steps
-        u, ok, done = newton.respond(grid, x, q, slope, v, tol, most, before[0], left)
+        response = newton.respond(
+            grid,
+            y - q * bias,
+            q,
+            slope,
+            v,
+            tol=tol,
+            most=options.max_steps,
+            start=before[0],
+            left=left,
+        )
         # A v that is not finite makes u so, which the pairwise solve cannot mend.
         lost = ~jnp.isfinite(jnp.abs(v).max(-1))
-        return (u, ok[:, 0] | lost), done[:, 0] | lost
+        return (response.u, response.ok[:, 0] | lost), response.done[:, 0] | lost
 
     y, q = scaled(setting.problem, setting.span)
     operands = (y, q, attempt.bias, attempt.slope, v)

@@ -208,41 +208,55 @@ def _error(
 ) -> Float[Array, "G"]:
     """The estimated residual of the neurons, beside that of the points, `solved_to`.
 
-    It is what the quadrature, the interpolation and rounding leave out. The quadrature
-    of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of which the
-    leading term is taken, twice, with the mean slope of T in every cell.
-
-    The interpolation is compared with the solution at the inner points. It errs by
-    (u (1 - u))^3, so by up to eight times as much in the middle of a cell where the
-    inner point is off it. An error e of one neuron leaves a residual of Y' e; an error
-    that all neurons share leaves e. Near the bound Y' is small and both count. Where
-    lam < 0, Y' e overrates a shared error, which makes up for the middle of the cells.
+    It is what the quadrature, the interpolation and rounding leave out.
     """
-    lam, p, quadrature, y1 = problem.lam, problem.p, points.quadrature, points.y1
-    steep = p * jnp.diff(points.at_nodes) / points.cells.step
+    lipschitz = 1 + jnp.abs(1 - points.y1).max(-1)  # 1 + |lam| d
+    rounded = rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
+    of_quadrature = jnp.abs(problem.lam[:, 0]) * _quadrature_error(problem, points)
+    noise = solved_to + rounded
+    return of_quadrature + _interpolation_error(problem, points, noise) + rounded
+
+
+def _quadrature_error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
+    """The estimated error of G at the nodes.
+
+    The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of
+    which the leading term is taken, twice, with the mean slope of T in every cell.
+    """
+    steep = problem.p * jnp.diff(points.at_nodes) / points.cells.step
     # At all points, of which the inner ones count: XLA shares the kernel with the sums
     # of `_points_of`.
     (fourth,) = _kernels(problem, points.z, points.at_nodes, (4,))
     width = ((0, 0), (points.cells.count + 1, 1))
-    defect = jnp.pad(quadrature.defect * steep**4, width)
-    quadrature_error = jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
+    defect = jnp.pad(points.quadrature.defect * steep**4, width)
+    return jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
+
+
+def _interpolation_error(
+    problem: IBNNProblem, points: Points, noise: Float[Array, "G"]
+) -> Float[Array, "G"]:
+    """The residual that interpolation leaves, from its error at the inner points.
+
+    Interpolation errs by (u (1 - u))^3, so by up to eight times as much in the middle
+    of a cell where the inner point is off it; an error within the noise says nothing.
+    An error e of one neuron leaves a residual of Y' e; an error that all neurons share
+    leaves e. Near the bound Y' is small and both count. Where lam < 0, Y' e overrates a
+    shared error, which makes up for the middle of the cells.
+    """
+    lam, quadrature, y1 = problem.lam, points.quadrature, points.y1
     index = jnp.arange(points.cells.count, dtype=jnp.int32)
     cell = jnp.broadcast_to(index, points.inner.shape)
     place = Place(cell, quadrature.inner, points.cells)
     bias = place.interpolate(*points.bias())
     predicted = quadrature.inside(quadrature.points) - lam * bias
-    lipschitz = 1 + jnp.abs(1 - y1).max(-1)  # 1 + |lam| d
-    rounded = rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
     steepest = jnp.maximum(y1[:, 1:], y1[:, :-1])
     gap = jnp.abs(predicted - points.inner)
-    noise = (solved_to + rounded)[:, None] / steepest
     middle = jnp.maximum(4 * quadrature.inner * (1 - quadrature.inner), 0.5)
-    more = jnp.maximum(gap - noise, 0) * (middle**-3 - 1)
+    more = jnp.maximum(gap - noise[:, None] / steepest, 0) * (middle**-3 - 1)
     gap = jnp.where(quadrature.occupied, gap + jnp.where(lam > 0, more, 0), 0)
     together = (quadrature.inside(quadrature.weights) * gap).sum(-1)
-    interpolation_error = (gap * steepest).max(-1)
-    interpolation_error += (jnp.maximum(lam, 0) * p)[:, 0] * together
-    return jnp.abs(lam[:, 0]) * quadrature_error + interpolation_error + rounded
+    shared = (jnp.maximum(lam, 0) * problem.p)[:, 0] * together
+    return (gap * steepest).max(-1) + shared
 
 
 def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:

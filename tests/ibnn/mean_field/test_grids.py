@@ -64,8 +64,8 @@ def test_biases_sum_to_nothing_and_all_alike_change_nothing(x):
     grid, q = Grid(256, 0.3), jnp.array([[-3.0], [0.5]])
     bias, slope = newton.look(grid, x, q)
     assert float(jnp.abs(bias.sum(-1)).max()) < 1e-12
-    u, solved, _ = newton.respond(grid, x, q, slope, jnp.ones_like(x), 1e-3, 20)
-    assert solved.all() and float(jnp.abs(u - 1).max()) < 1e-12
+    found = newton.respond(grid, x, q, slope, jnp.ones_like(x), tol=1e-3, most=20)
+    assert found.done.all() and float(jnp.abs(found.u - 1).max()) < 1e-12
 
 
 def test_the_grid_that_serves_holds_the_neurons_and_the_tolerance():
