@@ -15,6 +15,7 @@ dL/dlam = -u . B(z), dL/dp = -lam u . dB/dp, likewise for w.
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -127,10 +128,17 @@ class Unrolled(AbstractAdjoint):
         steps = check_steps("Unrolled: max_steps", self.max_steps)
         object.__setattr__(self, "max_steps", steps)
 
+    def check(self, settings):
+        super().check(settings)
+        if not isinstance(settings.solver, IterativeSolver):
+            raise ValueError(
+                f"{self} differentiates the steps of an IterativeSolver; "
+                f"{type(settings.solver).__name__} is none. Use solver=Newton()"
+            )
+
     def apply(self, settings, problem, start=None):
         steps = settings.max_steps if self.max_steps is None else self.max_steps
-        solver = settings.solver
-        assert isinstance(solver, IterativeSolver)  # `check` sees to it
+        solver = cast(IterativeSolver, settings.solver)  # `check` sees to it
         settings = SolveSettings(solver, settings.tol, steps)
         return iterate(solver, problem, settings, start, unrolled=True)[0]
 
@@ -142,6 +150,8 @@ class Phantom(AbstractAdjoint):
     The adjoint H^-1 is replaced by the first k terms of its Neumann series,
     damping * sum_j (I - damping H)^j, which approaches it as k grows where damping * H
     has its spectrum in (0, 2). k = 1, damping = 1 is Jacobian-free backpropagation.
+
+    The value is the solution itself, whose statistics it has.
 
     Args:
         k: how many steps are differentiated.
@@ -169,7 +179,17 @@ class Phantom(AbstractAdjoint):
         z = solution.value
         for _ in range(self.k):
             z = z + self.damping * problem.residual(z)
-        return solution._replace(value=z)
+        # Where lam is far from 0 the steps leave the solution.
+        return solution._replace(value=_with_derivative_of(z, solution.value))
+
+
+@jax.custom_jvp
+def _with_derivative_of(z, value):
+    """The value, which moves as z does."""
+    return value
+
+
+_with_derivative_of.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
 @full_precision
@@ -262,13 +282,17 @@ def _any_order(settings, adjoint, problem, start):
 
 
 def _unpreconditioned(settings: LinearSettings, symmetric: bool, matvec, b):
-    """x with matvec(x) = b, where nothing else is known of the matrix."""
+    """x with matvec(x) = b, where nothing else is known of the matrix; NaN if lost."""
     size = jnp.abs(b).max(-1)
     h = Linearisation(matvec, matvec, jnp.ones_like(b), symmetric=symmetric)
-    return linear_solve(
+    x = linear_solve(
         h,
         b,
         tol=settings.tolerance(b.dtype) * size,
         max_steps=settings.max_steps,
         active=jnp.isfinite(size),
     ).x
+    # NaN in the matrix, as from a z that is NaN, makes this NaN.
+    missed = jnp.abs(b - matvec(x)).max(-1)
+    lost = ~(missed <= settings.max_relative_residual * size)
+    return jnp.where(lost[:, None], jnp.nan, x)

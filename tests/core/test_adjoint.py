@@ -199,3 +199,37 @@ def test_solve_says_that_it_is_not_differentiable_and_what_is():
         jax.grad(lambda y: z(y).sum())(y)
     as_constant = jax.jit(jax.grad(lambda y: (jax.lax.stop_gradient(z(y)) * y).sum()))
     np.testing.assert_allclose(as_constant(y), z(y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("any_order", [False, True])
+def test_lost_gradients_are_nan_whatever_the_adjoint(any_order):
+    y = np.random.default_rng(0).normal(size=(3, 6))
+    y[1, 2] = np.nan
+
+    def gradient(**options):
+        adjoint = ib.Implicit(any_order=any_order, **options)
+
+        def total(y):
+            coupling, solver = ib.Uniform((-1,)), ib.Newton()
+            z = ib.implicit_bias(y, -2.0, 5.0, coupling, solver=solver, adjoint=adjoint)
+            return (jnp.arange(6) * z).sum()
+
+        return np.asarray(jax.grad(total)(jnp.asarray(y)))
+
+    found = gradient()
+    assert np.isfinite(found[[0, 2]]).all() and np.isnan(found[1]).all()
+    assert np.isnan(gradient(max_steps=1, max_relative_residual=1e-6)).all()
+
+
+def test_the_value_of_phantom_is_the_solution_of_its_statistics():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)))
+
+    def solved(y, adjoint):
+        options = {"solver": ib.Newton(), "adjoint": adjoint, "return_solution": True}
+        return ib.implicit_bias(y, -2.0, 10.0, ib.Uniform((-1,)), **options)
+
+    # Ten Picard steps that diverge from there
+    phantom, implicit = solved(y, ib.Phantom(10)), solved(y, ib.Implicit())
+    np.testing.assert_array_equal(phantom.value, implicit.value)
+    by_y = jax.grad(lambda y: solved(y, ib.Phantom(10)).value.sum())(y)
+    assert np.isfinite(by_y).all() and float(jnp.abs(by_y).max()) > 0.5
