@@ -98,6 +98,7 @@ SOLVE = [
 ]  # fmt: skip
 
 BIAS = [
+    ("two ways to return", lambda: bias(return_solution=True, has_stats=True), "both"),
     ("adjoint a name", lambda: bias(adjoint="unrolled"), r"Unrolled\(\)"),
     ("adjoint a class", lambda: bias(adjoint=ib.Unrolled), r"Unrolled\(\)"),
     ("adjoint a number", lambda: bias(adjoint=1), r"Phantom\(k\)"),

@@ -7,7 +7,7 @@ import jax
 
 from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.options import check_steps, check_tol
+from ibnn_jax.core.options import check_steps, check_tol, real_array
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
@@ -21,6 +21,9 @@ SOLVERS = (
     "Picard",
     "MeanField",
 )
+
+
+OR_AUTO = '"auto" or '  # where "auto" is taken beside a solver, for the message
 
 
 def solve(
@@ -40,16 +43,18 @@ def solve(
         tol: relative, see `AbstractProblem.tolerance`; None takes the solver's.
         max_steps: most steps, 500 when None.
         trace: keep the residual after every step in `stats.trace`.
-        start: [G, n], where to start; None takes `problem.start()`.
+        start: [G, n], where to start, cast to the dtype of `problem.start()`, which
+            None takes.
 
     Returns:
         Solution with value [G, n]. Not differentiable: use `fixed_point`.
 
     Raises:
-        ValueError: solver, tol or max_steps is not what it should be.
+        ValueError: solver, tol or max_steps is not what it should be; start of
+            another shape.
     """
     settings = settings_for(solver, problem, tol, max_steps, trace)
-    return solve_with(settings, problem, start)
+    return solve_with(settings, problem, _checked_start(problem, start))
 
 
 def fixed_point(
@@ -72,7 +77,7 @@ def fixed_point(
     adjoint = resolved_adjoint(adjoint)
     settings = settings_for(solver, problem, tol, max_steps, False)
     adjoint.check(settings)
-    return fixed_point_with(settings, adjoint, problem, start)
+    return fixed_point_with(settings, adjoint, problem, _checked_start(problem, start))
 
 
 def settings_for(
@@ -93,12 +98,30 @@ def settings_for(
             f"{type(solver).__name__} has none on y. Use solver=Newton()"
         )
     if tol is None:
-        tol = solver.tolerance_for(jax.tree.leaves(problem)[0].dtype)
+        tol = solver.tolerance_for(jax.eval_shape(problem.start).dtype)
     return SolveSettings(solver, tol, max_steps or MAX_STEPS, trace)
 
 
-def check_solver(solver) -> None:
-    """Raise ValueError for what is no solver, with the nearest right spelling."""
+def _checked_start(problem: AbstractProblem, start):
+    """start as an array like `problem.start()`; ValueError for another shape."""
+    if start is None:
+        return None
+    like = jax.eval_shape(problem.start)
+    start = real_array("start", start)
+    if start.shape != like.shape:
+        raise ValueError(
+            f"start must have the shape of problem.start(), {like.shape}; "
+            f"got {start.shape}"
+        )
+    return start.astype(like.dtype)
+
+
+def check_solver(solver, known: str = "") -> None:
+    """Raise ValueError for what is no solver, with the nearest right spelling.
+
+    Args:
+        known: names of what else may be given, for the message.
+    """
     if isinstance(solver, AbstractSolver):
         return
     given = solver.replace("_", "") if isinstance(solver, str) else ""
@@ -107,7 +130,7 @@ def check_solver(solver) -> None:
     near = difflib.get_close_matches(given.lower(), named, 1)
     hint = f"ibnn_jax.{named[near[0]]}()" if near else "ibnn_jax.Newton()"
     raise ValueError(
-        f'unknown solver {solver!r}; use "auto" or options such as {hint}. '
+        f"unknown solver {solver!r}; use {known}options such as {hint}. "
         f"There are {', '.join(SOLVERS)}"
     )
 

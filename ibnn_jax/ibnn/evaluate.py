@@ -6,8 +6,10 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.iterate import Run, package
+from ibnn_jax.core.options import real_array
 from ibnn_jax.ibnn.couplings import Coupling
 from ibnn_jax.ibnn.layout import bind, check_same_shape
+from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.solvers.newton import Newton
 
 
@@ -24,9 +26,14 @@ def energy(z, y, lam, p, coupling: Coupling) -> Float[Array, "*groups"]:
         ValueError: as `solve`; shapes of z and y differ.
     """
     check_same_shape("z", z, "y", y)
-    problem, layout = bind(y, lam, p, coupling)
-    z = layout.to_groups(jnp.asarray(z, problem.y.dtype))
-    return layout.per_group(problem.energy(z))
+
+    def local(y, lam, p, coupling, z):
+        problem, layout = bind(y, lam, p, coupling)
+        z = layout.to_groups(z.astype(problem.y.dtype))
+        return layout.per_group(problem.energy(z))
+
+    y, z = real_array("y", y), real_array("z", z)
+    return over_mesh(local, y, lam, p, coupling, z, returns=lambda _, groups: groups)
 
 
 def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
@@ -42,14 +49,20 @@ def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
     Raises:
         ValueError: as `solve`.
     """
-    problem, layout = bind(z, lam, p, coupling)
-    z_groups = problem.y
-    y = z_groups + problem.lam * problem.op.bias(z_groups, problem.p)
-    return layout.from_groups(y).astype(jnp.asarray(z).dtype)
+
+    def local(z, lam, p, coupling, _):
+        problem, layout = bind(z, lam, p, coupling)
+        y = problem.y + problem.lam * problem.op.bias(problem.y, problem.p)
+        return layout.from_groups(y).astype(z.dtype)
+
+    z = real_array("z", z)
+    return over_mesh(local, z, lam, p, coupling, returns=lambda like_z, _: like_z)
 
 
 def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     """z = y - lam B(y), one explicit step: the "lite" layer of the authors' code.
+
+    NaN in groups that hold NaN or infinity, or p <= 0.
 
     Args:
         y, lam, p, coupling: as in `solve`.
@@ -58,14 +71,16 @@ def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     Raises:
         ValueError: as `solve`.
     """
-    problem, layout = bind(y, lam, p, coupling)
-    z = problem.y + problem.residual(problem.y)
-    dtype = jnp.asarray(y).dtype
-    if not has_stats:
-        return layout.from_groups(z).astype(dtype)
-    residual = jnp.abs(jax.lax.stop_gradient(problem.residual(z))).max(-1)
-    ran = Run(z, residual, jnp.ones_like(residual, dtype=jnp.int32), None)
-    threshold = problem.tolerance(Newton().tolerance_for(z.dtype))
-    valid = jnp.ones_like(residual, dtype=bool)
-    solution = layout.restore(package(problem, valid, ran, threshold), dtype)
-    return solution.value, solution.stats
+
+    def local(y, lam, p, coupling, _):
+        problem, layout = bind(y, lam, p, coupling)
+        problem, valid = problem.sanitised()
+        z = problem.y + problem.residual(problem.y)
+        left = problem.residual(z) if has_stats else jnp.zeros_like(z)
+        residual = jnp.abs(jax.lax.stop_gradient(left)).max(-1)
+        ran = Run(z, residual, jnp.ones_like(residual, dtype=jnp.int32), None)
+        threshold = problem.tolerance(Newton().tolerance_for(z.dtype))
+        return layout.restore(package(problem, valid, ran, threshold), y.dtype)
+
+    solution = over_mesh(local, real_array("y", y), lam, p, coupling)
+    return (solution.value, solution.stats) if has_stats else solution.value

@@ -16,6 +16,7 @@ from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.options import check_count, check_steps, check_tol, real_array
 from ibnn_jax.core.solution import Solution, Stats
 from ibnn_jax.core.solve import (
+    OR_AUTO,
     check_solver,
     fixed_point_with,
     resolved_adjoint,
@@ -147,11 +148,16 @@ def implicit_bias(
         z, of the shape and dtype of y.
 
     Raises:
-        ValueError: as `solve`; an adjoint that does not fit the solver.
+        ValueError: as `solve`; an adjoint that does not fit the solver; return_solution
+            and has_stats together.
 
     Example:
         z = ibnn_jax.implicit_bias(y, -0.5, 10.0, ibnn_jax.Uniform((-1,)))
     """
+    if return_solution and has_stats:
+        raise ValueError(
+            "give return_solution or has_stats, not both: the Solution holds the stats"
+        )
     adjoint = resolved_adjoint(adjoint)
     if adjoint.needs_exact_solver and _is_auto(solver):
         solver = Newton()
@@ -187,11 +193,15 @@ def solve_adjoint(
         ValueError: as `solve`; shapes of z and v differ.
     """
     check_same_shape("z", z, "v", v)
-    problem, layout = bind(z, lam, p, coupling)
-    cotangent = layout.to_groups(jnp.asarray(v, problem.y.dtype))
     settings = LinearSettings(tol, max_steps)
-    solution = _solve_adjoint_groups(settings, problem, cotangent)
-    return layout.restore(solution, jnp.asarray(z).dtype)
+
+    def local(z, lam, p, coupling, v):
+        problem, layout = bind(z, lam, p, coupling)
+        cotangent = layout.to_groups(v.astype(problem.y.dtype))
+        solution = _solve_adjoint_groups(settings, problem, cotangent)
+        return layout.restore(solution, z.dtype)
+
+    return over_mesh(local, real_array("z", z), lam, p, coupling, real_array("v", v))
 
 
 def default_solver(coupling: Coupling, neurons: int) -> AbstractSolver:
@@ -214,7 +224,7 @@ def check_options(coupling, solver, adjoint, tol, max_steps):
     """
     check_coupling(coupling)
     if not _is_auto(solver):
-        check_solver(solver)
+        check_solver(solver, OR_AUTO)
     adjoint = resolved_adjoint(adjoint)
     if isinstance(solver, MeanField):
         uniform = isinstance(coupling, Uniform)
@@ -243,10 +253,7 @@ class _Options:
 
 def _on_groups(options: _Options, solve_groups, y, lam, p, coupling, start) -> Solution:
     """Lay the arguments out on groups, solve these, and go back to the axes of y."""
-    check_coupling(coupling)
     y = real_array("y", y)
-    for name, value in (("lam", lam), ("p", p)):
-        real_array(name, value)
     if start is not None:
         start = real_array("start", start)
         check_same_shape("start", start, "y", y)
@@ -274,7 +281,8 @@ def _resolve_solver(
             "MeanField does not step on the neurons, so it takes no start. "
             "Use solver=Newton()"
         )
-    return cast(AbstractSolver, solver)  # `settings_for` refuses anything else
+    check_solver(solver, OR_AUTO)
+    return cast(AbstractSolver, solver)
 
 
 def _raise_unless_converged(stats: Stats) -> None:

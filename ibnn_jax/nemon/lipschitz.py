@@ -5,7 +5,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.nemon.weights import matrix_measure, metzler
+from ibnn_jax.nemon.weights import check_gamma, matrix_measure, metzler
 
 
 @full_precision
@@ -24,7 +24,8 @@ def lipschitz(
         |dy| <= |C| (I - M)^-1 |B| |dx|    componentwise
 
     Both are the largest over the outputs, for every nondecreasing phi of slope at most
-    1. Where mu(A) exceeds gamma there is no bound, and both are infinite.
+    1. Where mu(A) exceeds gamma, or gamma is not below 1, there is no bound, and both
+    are infinite.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -33,7 +34,7 @@ def lipschitz(
     if A.shape != (len(eta), len(eta)):
         raise ValueError(f"A must be {(len(eta), len(eta))}; got {A.shape}")
     slack = 100 * jnp.finfo(A.dtype).eps * (1 + jnp.abs(A).max())
-    valid = matrix_measure(A, eta) <= gamma + slack
+    valid = (matrix_measure(A, eta) <= gamma + slack) & (gamma < 1)
     paper = _norm_in(B, eta) * _norm_out(C, eta) / (1 - jnp.maximum(gamma, 0))
     identity = jnp.eye(len(A), dtype=A.dtype)
     reach = jnp.linalg.solve(identity - metzler(A), jnp.abs(B).sum(1))
@@ -55,8 +56,12 @@ def regulariser(
 
     At least the paper's Lipschitz bound, by the inequality of the means. It is
     differentiable, to be added to a loss with a weight.
+
+    Raises:
+        ValueError: the shapes do not fit together; gamma is not below 1.
     """
     _check(B, C, eta)
+    check_gamma(gamma)
     squares = _norm_in(B, eta) ** 2 + _norm_out(C, eta) ** 2
     return squares / (2 * (1 - jnp.maximum(gamma, 0)))
 

@@ -14,8 +14,10 @@ from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Solution
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_rows
+from ibnn_jax.core.solve import OR_AUTO, check_solver
 from ibnn_jax.nemon.equation import NEMONProblem, average_step, bind
 from ibnn_jax.nemon.matrices import AbstractMatrix
+from ibnn_jax.nemon.weights import check_gamma
 from ibnn_jax.solvers import Newton, Picard
 
 MAX_STEPS = 2000  # the average iteration at gamma = 0.99 needs more than the usual 500
@@ -136,10 +138,15 @@ def differentiable(problem: NEMONProblem, solver, adjoint, tol, max_steps) -> So
 def resolve(
     solver: AbstractSolver | str, max_steps: int | None
 ) -> tuple[AbstractSolver, int]:
-    """(the solver, the most steps) that the options stand for."""
+    """(the solver, the most steps) that the options stand for.
+
+    Raises:
+        ValueError: an unknown solver.
+    """
     chosen = Newton() if isinstance(solver, str) and solver == "auto" else solver
+    check_solver(chosen, OR_AUTO)
     steps = MAX_STEPS if max_steps is None else max_steps
-    return cast(AbstractSolver, chosen), steps  # another string is refused later
+    return cast(AbstractSolver, chosen), steps
 
 
 def unflatten(solution: Solution, problem: NEMONProblem, u) -> Solution:
@@ -167,8 +174,13 @@ def most_steps(
     it is within the threshold t after log(max(eta) |r|_eta / t) / log(1 / c) steps.
 
     Args:
-        gamma: a bound on mu(A) in the norm weighted by eta. Others as in `solve`.
+        gamma: a bound on mu(A) in the norm weighted by eta, below 1. Others as in
+            `solve`.
+
+    Raises:
+        ValueError: as `solve`; gamma is not below 1.
     """
+    check_gamma(gamma)
     problem = bind(A, u, activation, eta)
     tol = Picard().tolerance_for(problem.u.dtype) if tol is None else tol
     size = problem.size(problem.residual(problem.start())) * problem.eta.max()

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.ibnn.couplings import Coupling
 from ibnn_jax.ibnn.layout import bind
+from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.ibnn.solve import solve_adjoint
 
 
@@ -31,15 +33,17 @@ def gain_spectrum(
     Raises:
         ValueError: as `ibnn_jax.solve`.
     """
-    problem, layout = bind(z, lam, p, coupling)
-    matvec = problem.linearise(problem.y).matvec  # at z, which is the y of `bind`
 
-    def column(e):
-        return matvec(jnp.broadcast_to(e, problem.y.shape))
+    def local(z, lam, p, coupling, _):
+        problem, layout = bind(z, lam, p, coupling)
+        matvec = problem.linearise(problem.y).matvec  # at z, which is the y of `bind`
+        # From z, so that it varies over a mesh as z does.
+        identity = jnp.eye(problem.y.shape[1], dtype=z.dtype)[:, None] + 0 * problem.y
+        hessian = jnp.moveaxis(jax.lax.map(matvec, identity), 0, -1)
+        return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
 
-    identity = jnp.eye(problem.y.shape[1], dtype=problem.y.dtype)
-    hessian = jnp.moveaxis(jax.lax.map(column, identity), 0, -1)
-    return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
+    z = real_array("z", z)
+    return over_mesh(local, z, lam, p, coupling, returns=lambda _, groups: groups)
 
 
 def gain(

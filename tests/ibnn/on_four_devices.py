@@ -69,6 +69,28 @@ def explicit():
             raise AssertionError("a sharded coupled axis was not refused")
 
 
+def functions():
+    """What is not a solve: energy, inverse, one step, adjoint, gains."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    lam, v = jnp.full((1, 1, 1, 1), -0.4), jnp.sin(5 * Y)
+
+    def all_of_them(coupling, y, v):
+        return (
+            ib.energy(v, y, lam, 3.0, coupling),
+            ib.inverse(y, lam, 3.0, coupling),
+            ib.one_step(y, lam, 3.0, coupling, has_stats=True),
+            ib.solve_adjoint(y, v, lam, 3.0, coupling),
+            ib.robustness.gain(y, v, lam, 3.0, coupling),
+            ib.robustness.gain_spectrum(y, lam, 3.0, coupling),
+        )
+
+    for coupling in (COUPLINGS["uniform"], COUPLINGS["window"]):
+        expected = all_of_them(coupling, Y, v)
+        with jax.set_mesh(mesh):
+            spread = (jax.device_put(x, NamedSharding(mesh, P("d"))) for x in (Y, v))
+            same(all_of_them(coupling, *spread), expected)
+
+
 def vmapped():
     """A vmap over the sharded axis, and one over the batch that a device holds."""
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))

@@ -10,7 +10,9 @@ import pytest
 HERE = Path(__file__).parent
 
 
-CASES = "shard_map explicit vmapped modules nemon_shard_map made_on_the_mesh".split()
+CASES = (
+    "shard_map explicit functions vmapped modules nemon_shard_map made_on_the_mesh"
+).split()
 
 
 @pytest.mark.parametrize("case", CASES)

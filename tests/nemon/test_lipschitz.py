@@ -101,3 +101,13 @@ def test_intervals_can_be_trained_on(draws):
         change = loss(*ends[1]) - loss(*ends[0])
         along = 2 * (gradient[k] * direction).sum()
         np.testing.assert_allclose(change, along, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5])
+def test_a_gamma_of_1_or_more_bounds_nothing(gamma):
+    a, eye, eta = 1.2 * jnp.eye(3), jnp.eye(3), jnp.ones(3)
+    assert np.isinf(nemon.lipschitz(a, eye, eye, eta, gamma)).all()
+    with pytest.raises(ValueError, match="gamma must be below 1"):
+        nemon.regulariser(eye, eye, eta, gamma)
+    with pytest.raises(ValueError, match="gamma must be below 1"):
+        nemon.most_steps(a, jnp.ones(3), gamma=gamma)
