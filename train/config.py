@@ -119,8 +119,7 @@ class Config:
         "16,32; default: none", compiled=True)
 
     solver: str = option("solver", "auto",
-        "solver of the implicit layers; auto: the library's choice, on CPUs with one "
-        "attempt more where lam is trained to its bound", choices=SOLVERS,
+        "solver of the implicit layers; auto: the library's choice", choices=SOLVERS,
         compiled=True)
     adjoint: str = option("solver", "implicit",
         "how the implicit layers are differentiated", choices=ADJOINTS, compiled=True)
@@ -257,6 +256,11 @@ class Config:
                     "solver meanfield takes couplings channel, layer and pixel, not "
                     f"the window {self.coupling}; auto and newton take it"
                 )
+        if self.model == "nemon" and self.solver == "meanfield":
+            raise ValueError(
+                "solver meanfield is for implicit bias, not for model nemon; auto and "
+                "newton take it"
+            )
         if self.adjoint == "unrolled" and self.solver == "meanfield":
             raise ValueError(
                 "adjoint unrolled differentiates the steps of a solver of the exact "

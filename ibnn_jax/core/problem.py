@@ -4,6 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -102,7 +103,7 @@ class AbstractProblem(ABC):
         start = self.start()
         valid = jnp.isfinite(start).all(-1) & jnp.isfinite(self.residual(start)).all(-1)
         grouped, join = self.parts()
-        return join(jax.tree.map(lambda x: _where(valid, x, 0), grouped)), valid
+        return join(jax.tree.map(partial(_zero_unless, valid), grouped)), valid
 
     def centred(self) -> tuple[Self, Float[Array, "G 1"]]:
         """(an equal problem around 0, what to add to its solution, a constant)."""
@@ -185,5 +186,5 @@ class AbstractProblem(ABC):
         return grouped, lambda parts: dataclasses.replace(self, **parts)  # type: ignore
 
 
-def _where(mask: Bool[Array, "G"], x: Array, fill: float) -> Array:
-    return jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, fill)
+def _zero_unless(mask: Bool[Array, "G"], x: Array) -> Array:
+    return jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))

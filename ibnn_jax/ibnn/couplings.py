@@ -195,7 +195,8 @@ class Dense:
                 f"Dense: w is {self.w.shape} but the last axis of y has {shape[0]} "
                 "neurons"
             )
-        return DenseOperator(self.w, shape, self.sigma, self.negative)
+        known_psd = isinstance(self.negative, float) and self.negative == 0
+        return DenseOperator(self.w, shape, self.sigma, known_psd, self.negative)
 
 
 Coupling = Uniform | Window | Dense
@@ -252,6 +253,7 @@ def uniqueness_bound(p, coupling: Coupling):
     """
     check_coupling(coupling)
     check_slope(p)
+    p = real_array("p", p)
     if isinstance(coupling, Dense):
         shape = coupling.w.shape[:1]
     else:  # of any size: the bound does not depend on it
@@ -279,8 +281,10 @@ def project_lam(lam, p, coupling: Coupling, constraint: str | None = "unique"):
         return lam
     if constraint == "nonpositive":
         return jnp.minimum(lam, 0)
-    limit = MARGIN * uniqueness_bound(p, coupling)
-    return jnp.minimum(lam, jnp.asarray(limit, jnp.result_type(lam)))
+    lam, limit = real_array("lam", lam), MARGIN * uniqueness_bound(p, coupling)
+    if not jnp.issubdtype(lam.dtype, jnp.floating):
+        lam = lam.astype(float)
+    return jnp.minimum(lam, limit.astype(lam.dtype))
 
 
 def symmetrised(w: Float[Array, "n n"]) -> Float[Array, "n n"]:

@@ -61,7 +61,7 @@ class Operator(ABC):
     @property
     def psd(self) -> bool:
         """Whether w is known to be positive semidefinite."""
-        return isinstance(self.negative, (int, float)) and self.negative == 0
+        return isinstance(self.negative, float) and self.negative == 0
 
     def bias(self, z, p):
         """B_i(z) = sum_k w_ik sigma(p (z_k - z_i)), [G, n] (Eq. 16)."""
@@ -208,16 +208,25 @@ class WindowOperator(Operator):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["w", "negative"],
-    meta_fields=["shape", "sigma"],
+    meta_fields=["shape", "sigma", "known_psd"],
 )
 @dataclass(frozen=True)
 class DenseOperator(Operator):
-    """w_ik as given; negative: see `Operator`."""
+    """w_ik as given; negative: see `Operator`.
+
+    known_psd: `psd`, which has to be known where the program is made, when negative may
+    be a number of the program.
+    """
 
     w: Float[Array | np.ndarray, "n n"]
     shape: tuple[int, ...]
     sigma: Sigma
+    known_psd: bool
     negative: float | Array
+
+    @property
+    def psd(self):
+        return self.known_psd
 
     @property
     def row_sum(self) -> Array:  # type: ignore[override]

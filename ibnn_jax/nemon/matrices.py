@@ -101,8 +101,7 @@ class Convolution(AbstractMatrix):
         kernel: [h, w, channels, channels], the last two from and to; h and w odd.
         sides: rows and columns of the map.
 
-    Raises:
-        ValueError: the kernel has even sides or unequal channels.
+    Solving with it raises ValueError where the kernel is not as said.
     """
 
     kernel: Float[Array, "h w c c"]

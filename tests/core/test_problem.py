@@ -124,3 +124,66 @@ def test_a_group_of_nan_is_set_aside():
     found = solve(Tanh(jnp.asarray(u), jnp.asarray(a)), ib.Newton())
     assert list(found.result) == [0, 3, 0, 0, 0]
     assert np.isnan(found.value[1]).all() and np.isfinite(found.value[0]).all()
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["fixed", "u"], meta_fields=[])
+@dataclass(frozen=True)
+class Masked(AbstractProblem):
+    """z = u where fixed, else z = tanh(z / 2 + u)."""
+
+    fixed: Array  # [G, n], bool
+    u: Array
+
+    def residual(self, z):
+        free = jnp.tanh(0.5 * z + self.u) - z
+        return jnp.where(~self.fixed, free, self.u - z)
+
+    def start(self):
+        return jnp.zeros_like(self.u)
+
+
+@solvers
+def test_leaves_may_be_flags(solver):
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
+    fixed = jnp.arange(12).reshape(3, 4) % 2 == 0
+    found = solve(Masked(fixed, u), solver)
+    assert found.stats.converged.all()
+    np.testing.assert_allclose(found.value[fixed], u[fixed], atol=1e-9)
+
+
+def test_the_tolerance_follows_the_unknowns_not_the_first_leaf():
+    fixed, u = jnp.zeros((2, 3), bool), jnp.full((2, 3), 0.3)
+    for dtype, tol in ((jnp.float32, 1e-6), (jnp.float64, 1e-11)):
+        found = solve(Masked(fixed, u.astype(dtype)), ib.Newton())
+        assert found.stats.converged.all()
+        assert float(found.stats.residual.max()) <= 2 * tol
+
+
+def test_a_start_of_another_shape_or_dtype():
+    a, u, v = inputs()
+    problem = Tanh(jnp.asarray(u), jnp.asarray(a))
+    with pytest.raises(ValueError, match=r"shape of problem.start\(\), \(5, 6\)"):
+        solve(problem, ib.Newton(), start=np.zeros((1, N)))
+    found = fixed_point(problem, ib.Newton(), start=np.zeros((GROUPS, N), np.float32))
+    assert found.value.dtype == jnp.float64
+    np.testing.assert_allclose(found.value, exact(a, u, v)[0], atol=1e-9)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["u"], meta_fields=[])
+@dataclass(frozen=True)
+class Logarithm(AbstractProblem):
+    """z = 0.9 log z + u, of which a step too long is not finite."""
+
+    u: Array
+
+    def residual(self, z):
+        return 0.9 * jnp.log(z) + self.u - z
+
+    def start(self):
+        return jnp.full_like(self.u, 0.5)
+
+
+@pytest.mark.parametrize("solver", [ib.Anderson(), ib.Broyden()], ids=str)
+def test_a_trial_that_is_not_finite_is_forgotten(solver):
+    u = 1.5 + 3 * np.random.default_rng(0).random((200, 4))
+    assert solve(Logarithm(jnp.asarray(u)), solver).stats.converged.all()

@@ -80,3 +80,11 @@ def test_a_traced_w_keeps_the_bound_that_holds_for_any():
     w = random_dense(0)
     traced = jax.jit(lambda w: ib.uniqueness_bound(P, ib.Dense.unchecked(w)))(w)
     assert float(traced) == pytest.approx(1 / (2 * P))
+
+
+def test_whole_numbers_and_lists():
+    bounds = ib.uniqueness_bound([5, 10.0], ib.Uniform())
+    np.testing.assert_allclose(bounds, [0.2, 0.1])
+    assert float(ib.project_lam(1, 10, ib.Uniform())) == pytest.approx(0.095)
+    projected = ib.project_lam(np.array([-3, 2]), 10.0, ib.Uniform())
+    np.testing.assert_allclose(projected, [-3, 0.095])

@@ -252,6 +252,15 @@ def test_energy_falls_at_every_step(coupling, solver):
         ).all()
 
 
+def test_a_dense_w_that_is_known_to_be_psd_takes_the_steps_of_uniform():
+    y = np.random.default_rng(0).normal(size=(2, 12))
+    steps = [
+        ibnn_jax.solve(y, -2.0, 5.0, coupling, solver=Picard()).stats.steps
+        for coupling in (Uniform((-1,)), Dense(np.full((12, 12), 1 / 12)))
+    ]
+    np.testing.assert_array_equal(*steps)
+
+
 def test_picard_with_a_fixed_damping():
     problem = grid("uniform", [inputs(N)["normal"]], (-0.05, 0.05), (3, 10))
     for damping in (1, 0.5):

@@ -83,6 +83,7 @@ WRONG = [
     ({"coupling": "29x29", "dataset": "mnist"}, "no larger than the images, 28x28"),
     ({"coupling": "5x5", "solver": "meanfield"}, "auto and newton take it"),
     ({"adjoint": "unrolled", "solver": "meanfield"}, "use solver newton"),
+    ({"model": "nemon", "solver": "meanfield"}, "not for model nemon"),
     ({"adjoint": "exact"}, "implicit, unrolled, phantom"),
     ({"solver": "brent"}, "newton"),
     ({"solver": "newtn"}, "did you mean newton"),

@@ -230,7 +230,8 @@ def respond(
     square = size(f)
     limit = tol * tol * square
     step, direction = (0, s * f) if start is None else (-1, start)
-    state = (jnp.int32(step), jnp.zeros_like(f), f, direction, square, square.sum() >= 0)
+    first = jnp.int32(step), jnp.zeros_like(f), f, direction, square
+    state = (*first, _share(square > limit) > left)
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
     u = u + s * r  # a Jacobi step, for which all is at hand

@@ -66,14 +66,14 @@ class MeanField(AbstractSolver):
             of more than 1024; each one costs a second or two of compilation.
         default_tol: the tolerance when `solve` gets none.
         pairwise_max_size: largest n for the pairwise finish; larger groups that miss
-            the tolerance are reported as MAX_STEPS.
+            the tolerance are reported as MAX_STEPS. 0: no group is.
         kernels: on NVIDIA GPUs, solve a group's points in one Pallas kernel where there
             are 16 to 128 of them (7, 15, 31 or 63 cells) and sigma is tanh; False
             leaves them to XLA, as on other devices.
 
     Raises:
         ValueError: cells empty, not increasing, or less than 4; default_tol not
-            positive; pairwise_max_size not a whole number of at least 1.
+            positive; pairwise_max_size not a whole number of at least 0.
     """
 
     cells: tuple[int, ...] | None = None
