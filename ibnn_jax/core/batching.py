@@ -1,7 +1,6 @@
 """How work is laid out on a device: blocks, merged vmaps, a masked few groups.
 
-Every choice that depends on the backend is made here and in the Pallas file. Why XLA
-needs what is done here: docs/notes/xla.md.
+Why XLA needs what is done here: docs/notes/xla.md.
 """
 
 from collections.abc import Callable

@@ -37,7 +37,12 @@ def test_programs_are_forgotten_only_past_the_limit():
 
 def test_a_system_without_memory_maps_is_left_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(compile_cache, "MAPS", tmp_path / "none")
+    traces = []
+    double = jax.jit(lambda x: (traces.append(x), 2 * x)[1])
+    double(jnp.ones(3))
     compile_cache.release(limit=0)
+    double(jnp.ones(3))
+    assert len(traces) == 1
 
 
 def test_where_compiled_programs_are_kept(restored_settings, monkeypatch, tmp_path):

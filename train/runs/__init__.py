@@ -15,7 +15,7 @@ def load(path: str | Path, model: str | None = None) -> "Ensemble":
     (5, 100, 10)
 
     Args:
-        model: "sm" or "ibnn"; may be left out where the run has one of them only.
+        model: "sm", "ibnn" or "nemon"; may be left out where the run has only one.
 
     Raises:
         FileNotFoundError: there is no run there, or no checkpoint of the model.

@@ -42,7 +42,7 @@ class Ensemble:
         return jax.nn.softmax(self(images), axis=-1)
 
     def each(self, f: Callable, *shared, **static):
-        """f(model, seed number, *shared, **static) for every seed at once.
+        """f(model, number, *shared, **static) for every seed at once, numbered from 0.
 
         Jitted: compiled once per f and static.
         """

@@ -8,6 +8,7 @@ quadrature.py  many neurons as few weighted points
 on_grids.py    groups solved on grids, and their adjoint
 newton.py      Newton's method for all neurons, through a grid
 ladder.py      which grid serves a group
+sizes.py       how many cells, nodes and neurons suit a platform
 grid.py        a grid, and the neurons on it
 spline.py      sums of tanh as sums between the coefficients of splines
 pallas.py      work on the points as one kernel on NVIDIA GPUs

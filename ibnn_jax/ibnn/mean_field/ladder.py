@@ -16,34 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.core.batching import on_cpu, run_in_chunks
-from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
+from ibnn_jax.core.batching import run_in_chunks
+from ibnn_jax.ibnn.mean_field.grid import OneOf
+from ibnn_jax.ibnn.mean_field.sizes import sizes
 
-# The first is finer, for narrow groups under a strong lam; the last but one serves
-# normal activations of a deviation of up to 10 at p = 10, the last those with outliers.
-GRIDS = (
-    Grid(448, 0.22),
-    Grid(896, 0.3125),
-    Grid(1792, 0.3125),
-    Grid(3584, 0.3125),
-    Grid(7168, 0.3125),
-)
-# One alone on GPUs, where fewer nodes take as long
-GRIDS_GPU = (Grid(3584, 0.3125),)
-FEW = 128  # neurons whose pairs are worth no compilation of a grid
-# Neurons that are treated together, where a group counts as at least `LEAST` of them:
-# a CPU's cache holds what they need; a GPU takes a million as fast as a few
-TOGETHER_CPU, TOGETHER_GPU, LEAST = 32_000, 1_000_000, 512
-# The share of them that each round may leave undone. A GPU takes all groups at once
-ROUNDS_CPU, ROUNDS_GPU = (0.4, 0.0), (0.0,)
-
-
-def grids_for(n: int) -> tuple[Grid, ...]:
-    """The grids that cost less than all pairs of n neurons: a node costs some 20."""
-    if n <= FEW:
-        return ()
-    grids = GRIDS if on_cpu() else GRIDS_GPU
-    return tuple(grid for grid in grids if 20 * grid.nodes <= n * n)
+LEAST = 512  # a group counts as at least so many neurons
 
 
 def choose(
@@ -67,7 +44,7 @@ def run_in_rounds(
     f(grid, left, x, *operands) -> (x, which groups are done). f may stop while a share
     `left` of its groups is not done; the next round asks for these again.
     """
-    rounds = jnp.asarray(ROUNDS_CPU if on_cpu() else ROUNDS_GPU, jnp.float32)
+    rounds = jnp.asarray(sizes().rounds, jnp.float32)
 
     def once(k, state):
         on_grid = partial(_asked, f, rounds[k])
@@ -88,8 +65,7 @@ def run_on_grids(
         largest = OneOf(grids, jnp.minimum(index.max(), len(grids) - 1))
         return f(largest, x, *operands)
 
-    together = TOGETHER_CPU if on_cpu() else TOGETHER_GPU
-    chunk = max(1, together // max(operands[0].shape[1], LEAST))
+    chunk = max(1, sizes().together // max(operands[0].shape[1], LEAST))
     key = jnp.where(mask, index, len(grids) + 1)
     return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands)
 

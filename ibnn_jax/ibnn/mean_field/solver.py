@@ -25,14 +25,14 @@ import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ibnn_jax.core.batching import in_blocks, merge_vmap, on_cpu, on_gpu
+from ibnn_jax.core.batching import in_blocks, merge_vmap
 from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
 from ibnn_jax.ibnn.mean_field.grid import Grid
-from ibnn_jax.ibnn.mean_field.ladder import FEW, grids_for
 from ibnn_jax.ibnn.mean_field.pallas import per_group
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
+from ibnn_jax.ibnn.mean_field.sizes import cells_for, grids_for
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
 from ibnn_jax.ibnn.sigmas import tanh
 
@@ -104,12 +104,12 @@ class MeanField(AbstractSolver):
         Of the later ones those that have fewer points than neurons.
         """
         n = problem.y.shape[1]
-        first, *later = self.cells or _cells_for(n, bool(self.grids(problem)))
+        first, *later = self.cells or cells_for(n, bool(self.grids(problem)))
         return (first, *(count for count in later if 2 * count + 2 < n))
 
     def grids(self, problem) -> tuple[Grid, ...]:
         """The grids for groups of this size; none where cells were asked for."""
-        if self.cells or problem.op.sigma != tanh or not (on_cpu() or on_gpu()):
+        if self.cells or problem.op.sigma != tanh:
             return ()
         return grids_for(problem.y.shape[1])
 
@@ -158,19 +158,6 @@ def _neurons(problem) -> int:
 
 def _as_it_is(f, *arrays):
     return f(*arrays)
-
-
-def _cells_for(n: int, grids: bool) -> tuple[int, ...]:
-    """Points that cost little beside n neurons, or beside their pairs."""
-    if n <= 64:
-        return (7,)
-    if n <= FEW:
-        return (7, 19)
-    if on_cpu():
-        return (23,) if grids else (23, 55, 511)
-    if on_gpu():
-        return (31, 63, 127) if grids else (31, 63, 127, 511)
-    return (63, 511)
 
 
 def _increasing(cells) -> tuple[int, ...]:

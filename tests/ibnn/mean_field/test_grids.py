@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax.ibnn.mean_field import ladder, newton, spline
+from ibnn_jax.ibnn.mean_field import ladder, sizes, newton, spline
 from ibnn_jax.ibnn.mean_field.grid import Grid
 
 COUPLING = ib.Uniform((-1,))
@@ -69,8 +69,8 @@ def test_biases_sum_to_nothing_and_all_alike_change_nothing(x):
 
 
 def test_the_grid_that_serves_holds_the_neurons_and_the_tolerance():
-    grids = ladder.grids_for(784)
-    assert grids == ladder.GRIDS and ladder.grids_for(64) == ()
+    grids = sizes.grids_for(784)
+    assert grids == sizes.CPU.grids and sizes.grids_for(64) == ()
     extent, q = jnp.array([[5.0], [60.0], [1e5]]), jnp.full((3, 1), -0.5)
     index = ladder.choose(extent, q, jnp.full((3, 1), 0.02), grids)
     assert index[0] == 0 and index[2] == len(grids)
@@ -89,7 +89,7 @@ def test_groups_that_a_round_leaves_undone_are_gathered_and_asked_again():
 
     y, index = jnp.zeros((300, ladder.LEAST)), jnp.zeros(300, jnp.int32)
     times = jnp.zeros(300, jnp.int32)
-    times = ladder.run_in_rounds(mask, index, ladder.GRIDS, asked, times, y, slow)
+    times = ladder.run_in_rounds(mask, index, sizes.CPU.grids, asked, times, y, slow)
     assert (times == jnp.where(mask, jnp.where(slow, 2, 1), 0)).all()
 
 
@@ -144,8 +144,8 @@ def test_wide_groups_and_their_gradients(dtype):
     bias = jnp.tanh(10 * apart).mean(-1)
     by_p = (apart * (1 - jnp.tanh(10 * apart) ** 2)).mean(-1)
     terms = jnp.abs(u * bias).sum(-1), jnp.abs(lam * u * by_p).sum(-1)
-    for found, right, sizes in zip(gradients[1:], expected[1:], terms):
-        allowed = jnp.maximum(0.03 * jnp.abs(right[..., 0]), 0.02 * sizes)
+    for found, right, total in zip(gradients[1:], expected[1:], terms):
+        allowed = jnp.maximum(0.03 * jnp.abs(right[..., 0]), 0.02 * total)
         assert (jnp.abs(found - right)[..., 0] <= allowed + 1e-5).all()
 
 
