@@ -37,7 +37,7 @@ def main(steps: int = 200) -> dict[str, float]:
     """Accuracy of both."""
     accuracies = {}
     for name, options in (("standard", {"neuron": None}), ("IBNN", {})):
-        model = ibnn_jax.UCN((16, 16, 1), 3, layers=1, rngs=nnx.Rngs(0), **options)
+        model = ibnn_jax.UCN((16, 16, 1), 3, layers=1, rngs=nnx.Rngs(1), **options)
         accuracies[name] = train(model, steps)
         lams = ", ".join(f"{float(lam):.3f}" for lam in model.lams())
         shown = f", lam {lams}" if lams else ""

@@ -40,7 +40,7 @@ class ResNet(nnx.Module):
         return self.head(jnp.mean(x, (1, 2)))
 
 
-def main(steps: int = 200, channels: int = 8, blocks: int = 2) -> float:
+def main(steps: int = 400, channels: int = 8, blocks: int = 2) -> float:
     """Test accuracy."""
     model = ResNet(3, channels, blocks, rngs=nnx.Rngs(0))
     accuracy = train(model, steps)

@@ -322,7 +322,7 @@ def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]
     if any(not -ndim <= a < ndim for a in axes):
         raise ValueError(
             f"{owner}: axes {axes} do not exist in y of rank {ndim}; give y more axes "
-            "or name others"
+            "or name others, e.g. Uniform((-1,)) for features"
         )
     axes = tuple(a % ndim for a in axes)
     if len(set(axes)) != len(axes):

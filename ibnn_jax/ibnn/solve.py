@@ -14,7 +14,7 @@ from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.options import check_count, check_steps, check_tol, real_array
-from ibnn_jax.core.solution import Solution, Stats
+from ibnn_jax.core.solution import Result, Solution, Stats
 from ibnn_jax.core.solve import (
     OR_AUTO,
     check_solver,
@@ -84,7 +84,7 @@ def solve(
     options = _Options(solver, tol, max_steps, trace)
     solution = _on_groups(options, solve_with, y, lam, p, coupling, start)
     if strict:
-        _raise_unless_converged(solution.stats)
+        _raise_unless_converged(solution)
     return solution
 
 
@@ -285,15 +285,25 @@ def _resolve_solver(
     return cast(AbstractSolver, solver)
 
 
-def _raise_unless_converged(stats: Stats) -> None:
-    if bool(stats.converged.all()):
+def _raise_unless_converged(solution: Solution) -> None:
+    result, (_, residual, converged, _) = solution[1:]
+    if bool(converged.all()):
         return
-    failed = int((~stats.converged).sum())
-    raise FloatingPointError(
-        f"{failed} of {stats.converged.size} groups did not converge; largest residual "
-        f"{float(jnp.nanmax(stats.residual)):.3g}. Raise max_steps or tol, or look at "
-        "result for NaN in y"
-    )
+    broken = result == Result.NONFINITE
+    late = ~converged & ~broken
+    said = []
+    if bool(broken.any()):
+        said.append(
+            f"{int(broken.sum())} hold NaN or infinity in y or lam, or p that is not "
+            "positive"
+        )
+    if bool(late.any()):
+        most = float(jnp.where(late, residual, 0).max())
+        said.append(
+            f"{int(late.sum())} did not converge, with residuals of up to {most:.3g}: "
+            "raise max_steps or tol"
+        )
+    raise FloatingPointError(f"of {converged.size} groups " + "; ".join(said))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -147,7 +147,7 @@ class ImplicitBias(nnx.Module):
         Raises:
             ValueError: as `implicit_bias`; a coupling that reaches the batch axis.
         """
-        coupling = self.coupling
+        y, coupling = real_array("y", y), self.coupling
         self._check_axes(y, coupling)
         self._warn_once()
         lam, p = self.lam[...], self.p

@@ -48,3 +48,8 @@ def test_an_exported_network_gives_probabilities(tmp_path, capsys):
     served = example.main(str(tmp_path / "network.jax"), steps=1)
     np.testing.assert_allclose(served.sum(1), np.ones(7), rtol=1e-5)
     assert "difference" in capsys.readouterr().out
+
+
+def test_the_quick_start_learns():
+    accuracies = importlib.import_module("examples.quickstart").main(steps=100)
+    assert min(accuracies.values()) > 0.8  # 1 in 3 by chance

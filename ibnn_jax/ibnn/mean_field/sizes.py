@@ -31,14 +31,15 @@ class Sizes:
 CPU = Sizes(
     cells=(23,),
     cells_alone=(23, 55, 511),
-    # The first is finer, for narrow groups under a strong lam; the last but one serves
-    # normal activations of a deviation of up to 10 at p = 10, the last those with
-    # outliers.
+    # The first two are finer, for narrow groups under a strong lam; the last but one
+    # serves normal activations of a deviation of up to 10 at p = 10, the last those
+    # with outliers.
     grids=(
+        Grid(256, 0.22),
         Grid(448, 0.22),
         Grid(896, 0.3125),
-        Grid(1792, 0.3125),
-        Grid(3584, 0.3125),
+        Grid(1536, 0.3125),
+        Grid(2688, 0.3125),
         Grid(7168, 0.3125),
     ),
     together=32_000,  # the cache holds what they need

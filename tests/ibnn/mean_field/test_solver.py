@@ -392,6 +392,13 @@ def test_seeds_lam_and_p_vmapped_are_the_loops():
         np.testing.assert_allclose(together[i], f(y[i], lam[i], p[i]), atol=2e-5)
 
 
+def test_strict_mode_says_which_groups_hold_nan():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20))).at[1, 2].set(jnp.nan)
+    with pytest.raises(FloatingPointError, match=r"of 3 groups 1 hold NaN.* in y") as e:
+        ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), strict=True)
+    assert "max_steps" not in str(e.value)
+
+
 def test_strict_mode_raises_outside_jit():
     y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20)))
     with pytest.raises(FloatingPointError, match="did not converge"):
