@@ -1,6 +1,5 @@
 """What the arguments of an attack must be, as far as their values are known."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,51 +9,20 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-
-def is_known(value: Any) -> bool:
-    """Whether the numbers can be read: not traced, and all on this process."""
-    return not isinstance(value, Tracer) and getattr(
-        value, "is_fully_addressable", True
-    )
-
-
-def count(name: str, value: Any) -> int:
-    """A whole number, at least 1."""
-    try:
-        whole = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or whole < 1:
-        raise ValueError(f"{name} must be an integer, at least 1; got {value!r}")
-    return whole
+from ibnn_jax.core.options import is_known, real_array
 
 
 def scalar(name: str, value: Any, dtype: Any, *, positive: bool) -> Array:
     """A finite real number, not negative or positive, in the dtype of the images."""
+    array = real_array(name, value)
     wanted = f"a finite number, {'greater than' if positive else 'at least'} 0"
-    try:
-        array = value if isinstance(value, jax.Array) else np.asarray(value)
-        kinds = (jnp.floating, jnp.integer)
-        real = any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
-    except (TypeError, ValueError):
-        real = False
-    if not real or array.shape != ():
+    if array.shape != ():
         raise ValueError(f"{name} must be {wanted}, a scalar; got {value!r}")
-    if is_known(array):
-        number = float(array)
+    if is_known(value):
+        number = float(value)
         if not np.isfinite(number) or number < 0 or (positive and number == 0):
             raise ValueError(f"{name} must be {wanted}; got {value}")
-    return jnp.asarray(array, dtype)
-
-
-def positive(name: str, value: Any) -> None:
-    """Real numbers of any shape, greater than 0."""
-    numbers = value if isinstance(value, jax.Array) else np.asarray(value)
-    kinds = (jnp.floating, jnp.integer)
-    if not any(jnp.issubdtype(numbers.dtype, kind) for kind in kinds):
-        raise ValueError(f"{name} must be a real number; got {value!r}")
-    if is_known(numbers) and not (np.asarray(numbers) > 0).all():
-        raise ValueError(f"{name} must be greater than 0; got {value}")
+    return array.astype(dtype)
 
 
 def floating_array(name: str, value: Any) -> Array:
@@ -115,36 +83,6 @@ def _check_range(images, low, high):
             f"images must be within bounds, {low.min():g} to {high.max():g}; got "
             f"values from {given}: rescale the images, or pass their bounds"
         )
-
-
-def integer_labels(labels: Any, images: Array) -> Array:
-    """One integer per image."""
-    dtype, shape = getattr(labels, "dtype", None), getattr(labels, "shape", ())
-    if (
-        dtype is None
-        or not jnp.issubdtype(dtype, jnp.integer)
-        or tuple(shape) != images.shape[:1]
-    ):
-        given = type(labels).__name__ if dtype is None else f"{dtype}{list(shape)}"
-        raise ValueError(
-            f"labels must be an array of {len(images)} integers, one per image; got "
-            f"{given}"
-        )
-    return labels
-
-
-def class_labels(labels: Any, classes: int) -> Array:
-    """Labels in 0..classes-1 as int32; -1 for any other one that is not known."""
-    if is_known(labels):
-        numbers = np.asarray(labels)
-        if numbers.min() < 0 or numbers.max() >= classes:
-            raise ValueError(
-                f"labels must be in 0..{classes - 1}, the classes of the network; got "
-                f"values from {numbers.min()} to {numbers.max()}"
-            )
-    largest = min(classes - 1, int(jnp.iinfo(labels.dtype).max))
-    valid = (labels >= 0) & (labels <= largest)
-    return jnp.where(valid, jnp.asarray(labels).astype(jnp.int32), -1)
 
 
 def random_key(key: Any) -> Array:

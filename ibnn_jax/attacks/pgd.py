@@ -20,6 +20,8 @@ from ibnn_jax.attacks.attacked import (
 from ibnn_jax.attacks.ball import L2, Ball, Linf
 from ibnn_jax.attacks.network import Network, classes, trace, trace_scores
 from ibnn_jax.core.batching import select
+from ibnn_jax.core.labels import class_labels, integer_labels
+from ibnn_jax.core.options import check_count
 
 NORMS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
 
@@ -86,10 +88,10 @@ def pgd(
     attacks (2018); paper, Fig. 4.
     """
     images = checks.floating_array("images", images)
-    labels = checks.integer_labels(labels, images)
+    labels = integer_labels(labels, len(images))
     key = checks.random_key(key)
-    steps = checks.count("steps", steps)
-    restarts = checks.count("restarts", restarts)
+    steps = check_count("steps", steps)
+    restarts = check_count("restarts", restarts)
     ball = _ball(images, eps, norm, bounds)
     if step_size is None:
         step_size = 2.5 * ball.eps / steps
@@ -99,7 +101,7 @@ def pgd(
         return untouched(images)
     scores, images = _trace_target(logits, target, images)
     ball = replace(ball, centre=images)
-    labels = checks.class_labels(labels, classes(scores))
+    labels = class_labels(labels, classes(scores))
     gradient = _trace_gradient(logits, images, labels)
     return _attack(
         gradient,

@@ -19,6 +19,8 @@ from ibnn_jax.attacks import checks
 from ibnn_jax.attacks.attacked import Attacked, judge, untouched, worse
 from ibnn_jax.attacks.network import Network, classes, trace_scores
 from ibnn_jax.core.batching import select
+from ibnn_jax.core.labels import class_labels, integer_labels
+from ibnn_jax.core.options import check_count
 
 MAPPINGS = ("similarity", "similarity_transposed", "random")
 
@@ -102,10 +104,10 @@ def pixle(
     images = checks.floating_array("images", images)
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C]; got {images.shape}")
-    labels = checks.integer_labels(labels, images)
+    labels = integer_labels(labels, len(images))
     key = checks.random_key(key)
-    restarts = checks.count("restarts", restarts)
-    iterations = checks.count("iterations", iterations)
+    restarts = check_count("restarts", restarts)
+    iterations = check_count("iterations", iterations)
     patch = _check_patch(patch, images)
     mapping = checks.one_of("mapping", mapping, MAPPINGS)
     if mapping == "similarity_transposed" and images.shape[1] != images.shape[2]:
@@ -119,7 +121,7 @@ def pixle(
     return _attack(
         scores,
         images,
-        checks.class_labels(labels, classes(scores)),
+        class_labels(labels, classes(scores)),
         key,
         restarts=restarts,
         iterations=iterations,
@@ -131,7 +133,7 @@ def pixle(
 def _check_patch(patch: Any, images: Array) -> tuple[int, int]:
     if not isinstance(patch, tuple | list) or len(patch) != 2:
         raise ValueError(f"patch must be (height, width); got {patch!r}")
-    height, width = (checks.count("a side of the patch", side) for side in patch)
+    height, width = (check_count("a side of the patch", side) for side in patch)
     if height > images.shape[1] or width > images.shape[2]:
         raise ValueError(
             f"the patch must not be larger than the images; got {(height, width)} for "

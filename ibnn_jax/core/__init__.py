@@ -9,6 +9,7 @@ solution.py      Solution, Result, Stats
 batching.py      blocks, merged vmaps, choices that depend on the backend
 solve.py         solve and fixed_point for a problem of your own
 options.py       checks of the numbers that are given as options
+labels.py        checks of class labels
 """
 
 from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit, Phantom, Unrolled

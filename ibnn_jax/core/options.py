@@ -77,6 +77,13 @@ def real_array(name: str, value: Any) -> Array:
     return array
 
 
+def is_known(value: Any) -> bool:
+    """Whether the numbers can be read: not traced, and all on this process."""
+    return not isinstance(value, Tracer) and getattr(
+        value, "is_fully_addressable", True
+    )
+
+
 def _plain(number):
     """A Python number from a concrete one of numpy or JAX; others as they are."""
     if isinstance(number, Tracer) or not hasattr(number, "item"):

@@ -23,7 +23,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
-from ibnn_jax.core.options import real_array
+from ibnn_jax.core.options import is_known, real_array
 from ibnn_jax.ibnn import sigmas
 from ibnn_jax.ibnn.pairwise import (
     DenseOperator,
@@ -221,11 +221,8 @@ def check_coupling(coupling) -> None:
 
 def check_slope(p) -> None:
     """Raise ValueError where p is known and not positive everywhere."""
-    if isinstance(p, Tracer):
-        return
     real_array("p", p)
-    p = np.asarray(p)
-    if not (p > 0).all():
+    if is_known(p) and not (np.asarray(p) > 0).all():
         raise ValueError(
             "p must be positive (it is the slope of sigma at the origin); "
             f"got {np.min(p)}"

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.labels import class_labels, integer_labels
 from ibnn_jax.core.options import real_array
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
@@ -86,7 +88,8 @@ def margins(
     Raises:
         ValueError: labels are not [N] integers, or are known not to be classes.
     """
-    labels = _class_labels(labels, len(C), z_lo.shape[:1])
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    labels = class_labels(integer_labels(labels, len(z_lo)), len(C))
     difference = C[labels][:, None] - C[None]
     centre, radius = (z_lo + z_hi) / 2, (z_hi - z_lo) / 2
     least = jnp.einsum("nqi,ni->nq", difference, centre)
@@ -101,20 +104,3 @@ def certified(
     """Whether no other class can win: all `margins` but that of the label positive."""
     others = ~jax.nn.one_hot(labels, margins.shape[1], dtype=bool)
     return jnp.where(others, margins, jnp.inf).min(1) > 0
-
-
-def _class_labels(labels, classes: int, shape: tuple[int, ...]) -> Int[Array, "N"]:
-    """The labels, -1 for those that are none of the classes."""
-    labels = real_array("labels", labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
-        raise ValueError(
-            f"labels must be integers {list(shape)}, one per image; got "
-            f"{labels.dtype}{list(labels.shape)}"
-        )
-    known = (labels >= 0) & (labels < classes)
-    if not isinstance(known, Tracer) and not known.all():
-        raise ValueError(
-            f"labels must be in 0..{classes - 1}, the classes; got values from "
-            f"{labels.min()} to {labels.max()}"
-        )
-    return jnp.where(known, labels, -1)

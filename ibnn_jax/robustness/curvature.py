@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from ibnn_jax.attacks import checks
 from ibnn_jax.attacks.network import evaluation_mode
+from ibnn_jax.core.options import check_count
+from ibnn_jax.ibnn.couplings import check_slope
 
 
 def input_curvature(
@@ -40,7 +42,7 @@ def input_curvature(
     x = checks.floating_array("x", x)
     key = checks.random_key(key)
     step = checks.scalar("h", h, x.dtype, positive=True)
-    probes = checks.count("probes", probes)
+    probes = check_count("probes", probes)
 
     def total(x):
         losses = loss(x)
@@ -80,7 +82,7 @@ def curvature_ratio(lam: float | Array, p: float | Array) -> Array:
     Raises:
         ValueError: p is known and not positive.
     """
-    checks.positive("p", p)
+    check_slope(p)
     shrink = jnp.asarray(1 - lam * p)
     return jnp.where(shrink > 0, shrink**-2, jnp.nan)
 
@@ -95,5 +97,5 @@ def predicted_curvature_ratio(lam: float | Array, p: float | Array) -> float | A
     Raises:
         ValueError: p is known and not positive.
     """
-    checks.positive("p", p)
+    check_slope(p)
     return (1 + lam * p) ** 2

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from ibnn_jax.attacks import checks
 from ibnn_jax.attacks.network import evaluation_mode
+from ibnn_jax.core.options import check_count
 
 
 def input_jacobian_norm(
@@ -27,11 +28,11 @@ def input_jacobian_norm(
         batch_size: images whose Jacobians are held at once.
 
     Raises:
-        ValueError: images are not floating, batch_size is not an integer of at least 1,
-            or the network is in training mode.
+        ValueError: images are not floating, batch_size is not a whole number of at
+            least 1, or the network is in training mode.
     """
     images = checks.floating_array("images", images)
-    batch_size = checks.count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
 
     def one(image):
         scores, pull = jax.vjp(lambda x: logits(x[None])[0], image)

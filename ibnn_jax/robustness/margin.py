@@ -4,7 +4,7 @@ import math
 
 from jax import Array
 
-from ibnn_jax.attacks import checks
+from ibnn_jax.core.options import check_count
 
 
 def transfer_margin(
@@ -31,7 +31,7 @@ def transfer_margin(
         The distance of the classes after; negative where nothing is promised.
 
     Raises:
-        ValueError: n or groups is not an integer, at least 1.
+        ValueError: n or groups is not a whole number, at least 1.
     """
     _check(n, groups)
     return margin - 2 * abs(lam) * math.sqrt(groups * (n * n - 1) / (3 * n))
@@ -45,12 +45,12 @@ def paper_transfer_margin(
     It takes every B_i to be 1; `transfer_margin` is sharper. The arguments are its.
 
     Raises:
-        ValueError: n or groups is not an integer, at least 1.
+        ValueError: n or groups is not a whole number, at least 1.
     """
     _check(n, groups)
     return margin - 2 * abs(lam) * math.sqrt(groups * n)
 
 
 def _check(n, groups):
-    checks.count("n", n)
-    checks.count("groups", groups)
+    check_count("n", n)
+    check_count("groups", groups)

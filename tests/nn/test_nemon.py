@@ -215,6 +215,13 @@ def test_no_certificate_for_what_makes_no_sense(images, labels, eps, message):
         assert not certified(labels)[1]
 
 
+def test_a_label_that_wraps_around_in_32_bits_is_no_class():
+    model = ibnn_jax.EquilibriumClassifier((4,), 3, features=5, rngs=nnx.Rngs(0))
+    images, labels = jnp.zeros((1, 4), jnp.float32), np.array([2**32 + 1])
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r"in 0\.\.2.*4294967"):
+        model.certified(images, labels, 0.0)
+
+
 def test_an_interval_upside_down_bounds_nothing():
     layer = ibnn_jax.NEMON(3, 4, rngs=nnx.Rngs(0))
     x = jnp.ones((2, 3))

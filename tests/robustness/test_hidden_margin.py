@@ -82,5 +82,5 @@ def test_jacobian_norm(batch_size):
 
 
 def test_jacobian_norm_needs_a_batch():
-    with pytest.raises(ValueError, match="batch_size must be an integer, at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         robustness.input_jacobian_norm(network(), images(1), batch_size=0)

@@ -21,9 +21,9 @@ MARGIN = {"margin": 1.0, "lam": -0.1, "n": 4}
 CALLS = [
     (robustness.input_curvature, CURVATURE | {"h": 0}, "h must be .*greater than 0"),
     (robustness.input_curvature, CURVATURE | {"h": np.nan}, "h must be a finite"),
-    (robustness.input_curvature, CURVATURE | {"h": "small"}, "h must be a finite"),
-    (robustness.input_curvature, CURVATURE | {"probes": 0}, "probes must be an int"),
-    (robustness.input_curvature, CURVATURE | {"probes": 2.5}, "probes must be an int"),
+    (robustness.input_curvature, CURVATURE | {"h": "small"}, "h must be real num"),
+    (robustness.input_curvature, CURVATURE | {"probes": 0}, "probes must be at l"),
+    (robustness.input_curvature, CURVATURE | {"probes": 2.5}, "probes must be a wh"),
     (robustness.input_curvature, CURVATURE | {"key": 0}, "one key"),
     (robustness.input_curvature, CURVATURE | {"x": X.astype(int)}, "x must be float"),
     (robustness.input_curvature, CURVATURE | {"x": 1.0}, "x must be an array"),
@@ -53,18 +53,22 @@ CALLS = [
     (robustness.gain, GAIN | {"p": -1.0}, "p must be positive"),
     (robustness.gain, GAIN | {"direction": X[:, :2]}, "shape"),
     (robustness.gain, GAIN | {"coupling": None}, "coupling must be"),
-    (robustness.curvature_ratio, {"lam": -0.1, "p": 0.0}, "p must be greater than 0"),
-    (robustness.curvature_ratio, {"lam": -0.1, "p": "10"}, "p must be a real number"),
+    (robustness.curvature_ratio, {"lam": -0.1, "p": 0.0}, "p must be positive"),
+    (robustness.curvature_ratio, {"lam": -0.1, "p": "10"}, "p must be real numbers"),
     (
         robustness.predicted_curvature_ratio,
         {"lam": -0.1, "p": -10.0},
-        "p must be greater than 0",
+        "p must be positive",
     ),
-    (robustness.transfer_margin, MARGIN | {"n": 0}, "n must be an integer, at least 1"),
-    (robustness.transfer_margin, MARGIN | {"n": 4.0}, "n must be an integer"),
-    (robustness.transfer_margin, MARGIN | {"groups": 0}, "groups must be an integer"),
-    (robustness.paper_transfer_margin, MARGIN | {"n": -1}, "n must be an integer"),
-    (robustness.paper_transfer_margin, MARGIN | {"groups": 1.5}, "groups must be an"),
+    (robustness.transfer_margin, MARGIN | {"n": 0}, "n must be at least 1"),
+    (robustness.transfer_margin, MARGIN | {"n": 4.0}, "n must be a whole number"),
+    (robustness.transfer_margin, MARGIN | {"groups": 0}, "groups must be at least 1"),
+    (robustness.paper_transfer_margin, MARGIN | {"n": -1}, "n must be at least 1"),
+    (
+        robustness.paper_transfer_margin,
+        MARGIN | {"groups": 1.5},
+        "groups must be a whole",
+    ),
 ]
 
 
