@@ -14,9 +14,10 @@ from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Solution
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_rows
-from ibnn_jax.core.solve import OR_AUTO, check_solver
+from ibnn_jax.core.options import check_steps, check_tol
+from ibnn_jax.core.solve import OR_AUTO, check_solver, resolved_adjoint, settings_for
 from ibnn_jax.nemon.equation import NEMONProblem, average_step, bind
-from ibnn_jax.nemon.matrices import AbstractMatrix
+from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
 from ibnn_jax.nemon.weights import check_gamma
 from ibnn_jax.solvers import Newton, Picard
 
@@ -133,6 +134,26 @@ def differentiable(problem: NEMONProblem, solver, adjoint, tol, max_steps) -> So
     """`fixed_point` for a problem that is at hand, on its rows."""
     solver, max_steps = resolve(solver, max_steps)
     return core.fixed_point(problem, solver, adjoint, tol=tol, max_steps=max_steps)
+
+
+def check_options(
+    A: Array | AbstractMatrix, activation, solver, adjoint, tol, max_steps
+) -> tuple[float | None, int | None]:
+    """(tol, max_steps) as Python numbers; checks what can be checked without a u.
+
+    Args:
+        A: a matrix of the kind that is meant, of any size and values.
+
+    Raises:
+        ValueError: an option that `fixed_point` would refuse whatever u is.
+    """
+    matrix = as_matrix(A)
+    u, eta = jnp.zeros(matrix.event, jnp.float32), jnp.ones(matrix.event[-1])
+    problem = bind(matrix, u, activation, eta, certified=True)
+    chosen, steps = resolve(solver, max_steps)
+    settings = settings_for(chosen, problem, tol, steps, trace=False)
+    resolved_adjoint(adjoint).check(settings)
+    return check_tol(tol), check_steps("max_steps", max_steps)
 
 
 def resolve(

@@ -41,11 +41,13 @@ class ForwardBackward(IterativeSolver):
     def __post_init__(self):
         _check_alpha(self)
 
+    def check(self, problem):
+        _check_problem(self, problem)
+
     def init(self, problem, z):
         return Simple(z, problem.residual(z))
 
     def step(self, problem, state, active, unrolled):
-        _check_problem(self, problem)
         assert isinstance(problem, NEMONProblem)
         z, _ = state
         z = jax.nn.relu(z - self.alpha * (z - problem.A.apply(z) - problem.u))
@@ -75,6 +77,9 @@ class PeacemanRachford(IterativeSolver):
     def __post_init__(self):
         _check_alpha(self)
 
+    def check(self, problem):
+        _check_problem(self, problem)
+
     def solve(self, problem, settings, start=None):
         return super().solve(self._with_resolvent(problem), settings, start)
 
@@ -92,7 +97,7 @@ class PeacemanRachford(IterativeSolver):
     def _with_resolvent(self, problem) -> "_Prepared":
         if isinstance(problem, _Prepared):
             return problem
-        _check_problem(self, problem)
+        assert isinstance(problem.A, DenseMatrix)  # by `check`
         identity = jnp.eye(len(problem.A.array), dtype=problem.A.dtype)
         inverse = jnp.linalg.inv(identity + self.alpha * (identity - problem.A.array))
         fields = (problem.A, problem.u, problem.eta, problem.certified)

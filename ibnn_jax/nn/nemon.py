@@ -13,12 +13,10 @@ from jaxtyping import Float
 from ibnn_jax import nemon
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Stats
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.options import check_count, check_steps, check_tol
-from ibnn_jax.core.solve import check_solver, resolved_adjoint
-from ibnn_jax.nemon.activations import check_activation
+from ibnn_jax.core.options import check_count
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix
-from ibnn_jax.nemon.solve import differentiable, resolve, unflatten
+from ibnn_jax.nemon.solve import check_options, differentiable, unflatten
 from ibnn_jax.nemon.weights import check_gamma, check_kernel
 from ibnn_jax.nn.recipe import saveable
 
@@ -27,6 +25,7 @@ class Equilibrium(nnx.Module):
     """What the layers share: z = phi(A z + u), u affine in x; a subclass says how.
 
     Args:
+        example: a matrix of the kind of A, of any size.
         activation: phi, elementwise, nondecreasing, of slope at most 1.
         solver, adjoint, tol, max_steps: as in `nemon.fixed_point`.
 
@@ -36,6 +35,7 @@ class Equilibrium(nnx.Module):
 
     def __init__(
         self,
+        example: Array | AbstractMatrix,
         *,
         activation: Callable[[Array], Array] = nnx.relu,
         solver: AbstractSolver | str = "auto",
@@ -43,12 +43,11 @@ class Equilibrium(nnx.Module):
         tol: float | None = None,
         max_steps: int | None = None,
     ):
-        check_activation(activation)
-        check_solver(resolve(solver, None)[0])
-        resolved_adjoint(adjoint)
+        self.tol, self.max_steps = check_options(
+            example, activation, solver, adjoint, tol, max_steps
+        )
         self.activation = activation
         self.solver, self.adjoint = solver, adjoint
-        self.tol, self.max_steps = check_tol(tol), check_steps("max_steps", max_steps)
 
     @abstractmethod
     def matrix(self) -> Array | AbstractMatrix:
@@ -116,7 +115,7 @@ class DenseEquilibrium(Equilibrium):
     """A layer with dense Params B [features, in_features] and b [features]."""
 
     def __init__(self, in_features, features, rngs, **options):
-        super().__init__(**options)
+        super().__init__(jnp.zeros((1, 1), jnp.float32), **options)
         _check_sizes(in_features=in_features, features=features)
         self.B = nnx.Param(normal(rngs, (features, in_features), in_features**-0.5))
         self.b = nnx.Param(jnp.zeros(features, jnp.float32))
@@ -220,7 +219,8 @@ class NEMONConv(Equilibrium):
         **options,
     ):
         check_gamma(gamma)
-        super().__init__(**options)
+        one_tap = jnp.zeros((1, 1, 1, 1), jnp.float32)
+        super().__init__(nemon.Convolution(one_tap, (1, 1)), **options)
         _check_sizes(in_features=in_features, features=features, strides=strides)
         if np.shape(kernel_size) != (2,):
             raise ValueError(

@@ -170,6 +170,20 @@ def test_monotone_layer_uses_either_splitting(rng):
         (lambda r: ibnn_jax.NEMON(5, 7, solver="newton", rngs=r), "unknown solver"),
         (lambda r: ibnn_jax.NEMON(5, 7, adjoint="exact", rngs=r), "adjoint must be"),
         (lambda r: ibnn_jax.NEMON(5, 7, max_steps=0, rngs=r), "max_steps"),
+        (
+            lambda r: ibnn_jax.NEMON(5, 7, solver=ibnn_jax.MeanField(), rngs=r),
+            "MeanField solves Uniform couplings",
+        ),
+        (
+            lambda r: ibnn_jax.MON(5, 7, activation=jnp.tanh, rngs=r),
+            r"PeacemanRachford solves z = relu\(A z \+ u\) with a dense A",
+        ),
+        (
+            lambda r: ibnn_jax.NEMONConv(
+                1, 2, (3, 3), solver=nemon.ForwardBackward(), rngs=r
+            ),
+            "ForwardBackward solves .* with a dense A",
+        ),
         (lambda r: ibnn_jax.NEMON(5, 0, rngs=r), "features must be at least 1"),
         (lambda r: ibnn_jax.NEMONConv(1, 2, 3, rngs=r), r"\(rows, columns\)"),
         (lambda r: ibnn_jax.NEMONConv(1, 2, (3, 3), strides=0, rngs=r), "strides"),
