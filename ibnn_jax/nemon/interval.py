@@ -1,6 +1,7 @@
 """Bounds on z when u is only known to lie between two vectors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +89,8 @@ def margins(
     Raises:
         ValueError: labels are not [N] integers, or are known not to be classes.
     """
-    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-    labels = class_labels(integer_labels(labels, len(z_lo)), len(C))
+    given: Any = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    labels = class_labels(integer_labels(given, len(z_lo)), len(C))
     difference = C[labels][:, None] - C[None]
     centre, radius = (z_lo + z_hi) / 2, (z_hi - z_lo) / 2
     least = jnp.einsum("nqi,ni->nq", difference, centre)
