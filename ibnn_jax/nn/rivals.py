@@ -60,16 +60,16 @@ class NormBounded(DenseEquilibrium):
 
 @saveable
 class MON(DenseEquilibrium):
-    """The monotone operator network z = relu(A z + B x + b), see `nemon.monotone`.
+    """The monotone operator network z = phi(A z + B x + b), see `nemon.monotone`.
 
     Args:
         margin: m, how strongly monotone I - A is.
         solver: `nemon.PeacemanRachford(alpha)` or `nemon.ForwardBackward(alpha)`, both
-            for ReLU.
+            for ReLU; another phi needs another solver, such as `Newton()`.
         in_features, features, rngs, and further options: as in `NEMON`.
 
     Raises:
-        ValueError: margin is not positive.
+        ValueError: margin is not positive; otherwise as `NEMON`.
 
     Reference: Winston and Kolter, Monotone operator equilibrium networks (2020).
     """
@@ -118,9 +118,14 @@ class MON(DenseEquilibrium):
     def interval(self, x_lo, x_hi):
         """z at the centre, give or take |B| |x_hi - x_lo| / (2 m) in Euclidean norms.
 
-        The embedded network need not be well-posed for this A.
+        The embedded network need not be well-posed for this A. Rows that miss their
+        tolerance get infinite bounds, as in `nemon.interval`.
         """
-        z = self((x_lo + x_hi) / 2)
+        z, stats = self((x_lo + x_hi) / 2, return_stats=True)
         radius = jnp.linalg.norm((x_hi - x_lo) / 2, axis=-1, keepdims=True)
         reach = jnp.linalg.norm(self.B[...], 2) / self.margin * radius
-        return jnp.maximum(z - reach, 0), z + reach
+        # Only of ReLU is it known that z >= 0; the reach holds for every phi.
+        least = 0 if self.activation is nnx.relu else -jnp.inf
+        lo, hi = jnp.maximum(z - reach, least), z + reach
+        met = stats.converged[..., None]
+        return jnp.where(met, lo, -jnp.inf), jnp.where(met, hi, jnp.inf)

@@ -103,6 +103,30 @@ def test_bounds_of_layers_hold(rng):
             assert layer.regulariser(C) >= layer.lipschitz(C)[0]
 
 
+def test_a_monotone_layer_that_did_not_converge_bounds_nothing(rng):
+    def build(**options):
+        return ibnn_jax.MON(5, 7, margin=0.3, rngs=nnx.Rngs(0), **options)
+
+    x = jnp.asarray(rng.normal(size=(20, 5)), jnp.float32)
+    z, (lo, hi) = build()(x), build(max_steps=1).interval(x, x)
+    assert ((lo <= z) & (z <= hi)).all() and jnp.isinf(lo).all()
+    lo, hi = build().interval(x, x)
+    assert jnp.isfinite(lo).all() and jnp.isfinite(hi).all()
+
+
+def test_bounds_of_a_monotone_layer_hold_where_z_is_negative(rng):
+    layer = ibnn_jax.MON(
+        5, 7, activation=jnp.tanh, solver=ibnn_jax.Newton(), rngs=nnx.Rngs(0)
+    )
+    layer = in_float64(layer, rng)
+    x = rng.normal(size=(20, 5))
+    step = 0.05 * rng.choice([-1.0, 1.0], size=x.shape)
+    z, stats = layer(x + step, return_stats=True)
+    lo, hi = layer.interval(x - 0.05, x + 0.05)
+    assert stats.converged.all() and (z < 0).any() and jnp.isfinite(lo).all()
+    assert (lo <= z).all() and (z <= hi).all()
+
+
 def test_bounds_of_the_convolution_hold(rng):
     conv = ibnn_jax.NEMONConv(2, 3, (3, 3), gamma=0.5, rngs=nnx.Rngs(0))
     conv = in_float64(conv, rng)
