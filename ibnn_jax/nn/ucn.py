@@ -212,8 +212,8 @@ class UCN(nnx.Module):
 def transfer(sm: UCN, ibnn: UCN) -> None:
     """Copy convolutions, batch norm (with statistics) and head of `sm` into `ibnn`.
 
-    In place; lam stays. How an IBNN starts from a trained standard network (paper,
-    Supplementary Information, and its warm-up).
+    In place, all or nothing; lam stays. How an IBNN starts from a trained standard
+    network (paper, Supplementary Information, and its warm-up).
 
     Raises:
         ValueError: the two networks differ in layers, channels, kernel or classes.
@@ -227,11 +227,12 @@ def transfer(sm: UCN, ibnn: UCN) -> None:
     for a, b in zip(sm.blocks, ibnn.blocks):
         pairs += [(a.conv, b.conv), (a.norm, b.norm)]
     for source, target in pairs:
-        state = nnx.state(source)
-        shapes = [
-            jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module)))
-            for module in (source, target)
-        ]
+        shapes = _shapes(source), _shapes(target)
         if shapes[0] != shapes[1]:
             raise ValueError(f"transfer: shapes differ, {shapes[0]} into {shapes[1]}")
-        nnx.update(target, state)
+    for source, target in pairs:
+        nnx.update(target, nnx.state(source))
+
+
+def _shapes(module: nnx.Module) -> dict:
+    return jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module)))

@@ -181,6 +181,18 @@ def test_transfer_copies_all_but_lam():
         ib.transfer(make(None, 0, layers=2), ibnn)
 
 
+def test_a_transfer_that_is_refused_changes_nothing():
+    def make(seed, kernel_size):
+        options = {"kernel_size": kernel_size, "rngs": nnx.Rngs(seed)}
+        return ib.UCN((8, 8, 1), 10, neuron=None, **options)
+
+    target = make(0, 3)
+    before = jax.tree.map(jnp.copy, nnx.state(target))
+    with pytest.raises(ValueError, match="shapes differ"):
+        ib.transfer(make(1, 1), target)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(target))
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
