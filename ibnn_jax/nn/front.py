@@ -3,11 +3,13 @@
 from math import prod
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.options import check_count
 from ibnn_jax.nn.recipe import saveable
 
 SIDE, STRIDE = 4, 2  # of every kernel
@@ -40,14 +42,15 @@ class ConvolutionalFront(nnx.Module):
 
     Args:
         image_shape: rows, columns and channels of one image.
-        channels: of the maps after each convolution.
+        channels: of the maps after each convolution, at least one.
         rngs: random streams.
 
     Attributes:
         features: the size of the vector.
 
     Raises:
-        ValueError: the images have no three axes, or are too small.
+        ValueError: the images have no three axes, or are too small; channels is empty,
+            or holds what is no size.
 
     Example:
         front = partial(ibnn_jax.ConvolutionalFront, channels=(16, 32))
@@ -65,9 +68,15 @@ class ConvolutionalFront(nnx.Module):
             raise ValueError(
                 f"image_shape must be rows, columns and channels; got {image_shape}"
             )
+        if np.ndim(channels) != 1 or len(channels) == 0:
+            raise ValueError(
+                "channels must be at least one size, e.g. (16, 32); got "
+                f"{channels!r}. For the pixels themselves: front=None"
+            )
         rows, columns, size = image_shape
         self.convolutions = nnx.List()
         for wanted in channels:
+            check_count("channels", wanted)
             rows, columns = rows // STRIDE - 1, columns // STRIDE - 1
             if min(rows, columns) < 1:
                 raise ValueError(

@@ -80,3 +80,12 @@ def test_every_kernel_learns_from_the_margins(rng, images):
 def test_images_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         FRONT(shape, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "channels, message",
+    [((), "at least one size"), (16, "at least one size"), ((4, 0), "at least 1")],
+)
+def test_channels_that_are_no_sizes_are_refused(channels, message):
+    with pytest.raises(ValueError, match=message):
+        ibnn_jax.ConvolutionalFront((13, 10, 2), channels, rngs=nnx.Rngs(0))
