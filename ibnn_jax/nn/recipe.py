@@ -293,8 +293,9 @@ def _find(name: str) -> Any:
     if name in _named:
         return _named[name]
     module, _, own = name.rpartition(".")
-    function = getattr(FUNCTIONS.get(module), own, None)
-    if function is None or own in ON_FILES:
+    public = module in FUNCTIONS and not own.startswith("_") and own not in ON_FILES
+    function = getattr(FUNCTIONS[module], own, None) if public else None
+    if function is None:
         raise ValueError(
             f"{name!r} is not known here: import the module that defines it and marks "
             "it by @ibnn_jax.saveable before you load"

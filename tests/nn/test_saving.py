@@ -294,7 +294,8 @@ def test_a_class_is_to_be_imported_before_it_is_loaded(tmp_path):
         ValueError, match="'Elsewhere' is not known here: import the mod"
     ):
         ib.nn.recipe.build(structure["model"] | {"build": "Elsewhere"})
-    for name in ("jax.numpy.save", "os.system", "builtins.eval", "jax.nn.nothing"):
+    unknown = ("jax.numpy.save", "os.system", "builtins.eval", "jax.nn.nothing")
+    for name in (*unknown, "__class__", "jax.nn.__class__"):
         with pytest.raises(ValueError, match="is not known here"):
             ib.nn.recipe.decode({"name": name})
 
