@@ -84,10 +84,18 @@ class EquilibriumClassifier(nnx.Module):
 
         Differentiable: a loss on these margins is certified training.
 
+        Args:
+            images: in [0, 1].
+            labels: one integer per image.
+            eps: how far each pixel may move: one number, or one per image [N].
+
         Raises:
-            ValueError: as `nemon.margins`; eps is negative, or images leave [0, 1].
+            ValueError: as `nemon.margins`; eps is negative or of another shape, or
+                images leave [0, 1].
         """
         self._check(images, eps)
+        if np.ndim(eps):
+            eps = jnp.asarray(eps).reshape(-1, *[1] * (images.ndim - 1))
         assert self.readout.bias is not None
         lo, hi = jnp.clip(images - eps, 0, 1), jnp.clip(images + eps, 0, 1)
         z_lo, z_hi = self.layer.interval(*self.front.interval(lo, hi))
@@ -96,10 +104,15 @@ class EquilibriumClassifier(nnx.Module):
     def certified(
         self, images: Float[Array, "N ..."], labels: Int[Array, "N"], eps: float | Array
     ) -> Bool[Array, "N"]:
-        """Whether every image in [0, 1] within eps is given this label."""
+        """Whether every image in [0, 1] within eps gets this label; as `margins`."""
         return nemon.certified(self.margins(images, labels, eps), labels)
 
     def _check(self, images, eps) -> None:
+        if np.shape(eps) not in ((), images.shape[:1]):
+            raise ValueError(
+                f"eps must be one number, or one per image, [{len(images)}]; got shape "
+                f"{list(np.shape(eps))}"
+            )
         if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
             raise ValueError(f"eps must be at least 0; got {eps}")
         if isinstance(images, Tracer) or images.size == 0:

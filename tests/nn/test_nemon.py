@@ -253,6 +253,21 @@ def test_no_certificate_for_what_makes_no_sense(images, labels, eps, message):
         assert not certified(labels)[1]
 
 
+def test_every_image_may_have_an_eps_of_its_own(rng):
+    model = ibnn_jax.EquilibriumClassifier((4, 4), 3, features=5, rngs=nnx.Rngs(0))
+    images = jnp.asarray(rng.uniform(size=(4, 4, 4)), jnp.float32)
+    labels, eps = model(images).argmax(1), jnp.array([0.0, 0.01, 0.1, 0.3])
+    alone = [
+        model.margins(images[i : i + 1], labels[i : i + 1], eps[i])[0] for i in range(4)
+    ]
+    for margins in (model.margins, jax.jit(model.margins)):
+        found = margins(images, labels, eps)
+        np.testing.assert_allclose(found, jnp.stack(alone), atol=1e-6)
+    for wrong in (eps[:, None], eps[:2], jnp.ones((4, 4, 4))):
+        with pytest.raises(ValueError, match=r"one number, or one per image, \[4\]"):
+            model.margins(images, labels, wrong)
+
+
 def test_a_label_that_wraps_around_in_32_bits_is_no_class():
     model = ibnn_jax.EquilibriumClassifier((4,), 3, features=5, rngs=nnx.Rngs(0))
     images, labels = jnp.zeros((1, 4), jnp.float32), np.array([2**32 + 1])
