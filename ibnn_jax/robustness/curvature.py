@@ -33,7 +33,7 @@ def input_curvature(
         probes: how many vectors g the mean is taken over.
 
     Returns:
-        One value per input.
+        One value per input; none for no inputs.
 
     Raises:
         ValueError: an argument is not as described above, h is not positive, probes is
@@ -59,7 +59,8 @@ def input_curvature(
 
     def probe(key):
         g = jax.random.rademacher(key, x.shape, x.dtype)
-        return ((gradient(x + step * g) - here) ** 2).reshape(len(x), -1).sum(1)
+        change = gradient(x + step * g) - here
+        return (change**2).sum(tuple(range(1, x.ndim)))
 
     return jax.lax.map(probe, jax.random.split(key, probes)).mean(0)
 
@@ -83,7 +84,7 @@ def curvature_ratio(lam: float | Array, p: float | Array) -> Array:
         ValueError: p is known and not positive.
     """
     check_slope(p)
-    shrink = jnp.asarray(1 - lam * p)
+    shrink = jnp.asarray(1.0 - lam * p)  # floating: integers have no power -2
     return jnp.where(shrink > 0, shrink**-2, jnp.nan)
 
 

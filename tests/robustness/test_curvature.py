@@ -45,6 +45,19 @@ def test_the_papers_ratio_is_the_first_order_of_the_exact_one():
     np.testing.assert_allclose(robustness.curvature_ratio(-0.5, p), 1 / 36)
 
 
+def test_whole_numbers_have_a_ratio():
+    np.testing.assert_allclose(robustness.curvature_ratio(-1, 10), 1 / 121)
+    found = robustness.curvature_ratio(jnp.array([-1, 0]), 10)
+    np.testing.assert_allclose(found, [1 / 121, 1])
+
+
+def test_no_inputs_have_no_curvature():
+    found = robustness.input_curvature(
+        lambda x: (x**2).sum((1, 2)), jnp.zeros((0, 3, 2)), jax.random.key(0)
+    )
+    assert found.shape == (0,)
+
+
 def test_no_ratio_is_predicted_where_a_flat_solution_is_not_stable():
     found = robustness.curvature_ratio(jnp.array([0.05, 0.1, 0.2]), 10.0)
     np.testing.assert_array_equal(jnp.isnan(found), [False, True, True])
