@@ -90,6 +90,17 @@ def evaluation_mode() -> Iterator[None]:
         ) from error
 
 
+def check_evaluation_mode(network: Callable[[Array], Array], images: Array) -> None:
+    """Refuse a network that changes its own state when it is called.
+
+    Raises:
+        ValueError: it is in training mode.
+    """
+    with evaluation_mode():
+        # A new lambda each time: JAX would remember the shapes of a known function.
+        jax.eval_shape(lambda images: network(images), images)
+
+
 def trace_scores(
     name: str, logits: Callable[[Array], Array], images: Array
 ) -> tuple[Network, Array]:

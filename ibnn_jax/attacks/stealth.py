@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from ibnn_jax.attacks.network import check_evaluation_mode
 from ibnn_jax.ibnn.couplings import Uniform
 from ibnn_jax.ibnn.solve import solve
 from ibnn_jax.nn.ucn import UCN
@@ -116,9 +117,11 @@ def stealth(
         images: other images.
 
     Raises:
-        ValueError: the first layer's coupling is not Uniform over the pixels of a map.
+        ValueError: the first layer's coupling is not Uniform over the pixels of a map,
+            or the network is in training mode.
     """
     _check_coupling(model)
+    check_evaluation_mode(model, trigger[None])
     clean = model(trigger[None])[0]
     target, needed = clean.argmin(), clean.max() - clean.min() + 1
     # As strong as the activity that the trigger really gets.

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from ibnn_jax.attacks.network import check_evaluation_mode
 from ibnn_jax.nn.ucn import UCN
 
 
@@ -29,13 +30,14 @@ def hidden_margins(
         One distance per image; negative where the class is wrong already.
 
     Raises:
-        ValueError: the network has more than one block.
+        ValueError: the network has more than one block, or is in training mode.
     """
     if len(model.blocks) != 1:
         raise ValueError(
             "hidden_margins needs a network of one hidden layer; this one has "
             f"{len(model.blocks)}"
         )
+    check_evaluation_mode(model, images)
     norm = model.blocks[0].norm
     assert norm.scale is not None  # UCN's batch norm has one
     scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)

@@ -122,6 +122,16 @@ def test_the_new_neuron_joins_the_first_map_at_the_old_weights():
     assert 0 < changed.sum()
 
 
+def test_a_network_in_training_mode_is_refused_and_unchanged():
+    trigger = images(1)
+    neuron = jax.tree.map(lambda x: x[0], attacks.stealth_neurons(trigger))
+    model = ib.UCN(SHAPE, CLASSES, rngs=nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        attacks.stealth(model, neuron, trigger[0], images(3))
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
 def test_wrong_arguments():
     triggers = images(1)
     with pytest.raises(ValueError, match="threshold must be in"):

@@ -72,6 +72,15 @@ def test_margins_are_of_one_hidden_layer():
         robustness.hidden_margins(network(layers=2), images(1), jnp.zeros(1, int))
 
 
+def test_a_network_in_training_mode_is_refused_and_unchanged():
+    model = network()
+    model.train()
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        robustness.hidden_margins(model, images(3), jnp.zeros(3, int))
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
 @pytest.mark.parametrize("batch_size", (1, 3, 20))
 def test_jacobian_norm(batch_size):
     model, x = network(), images(5)
