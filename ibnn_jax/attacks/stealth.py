@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
 from ibnn_jax.attacks.network import check_evaluation_mode
+from ibnn_jax.core.options import is_known
 from ibnn_jax.ibnn.couplings import Uniform
+from ibnn_jax.ibnn.evaluate import one_step
 from ibnn_jax.ibnn.solve import solve
 from ibnn_jax.nn.ucn import UCN
 
@@ -48,6 +51,9 @@ def stealth_neurons(triggers: Float[Array, "T ..."]) -> StealthNeuron:
     """The paper's neuron for every trigger: weights along the trigger, no offset.
 
     This is Eq. (52) with b = 0, scaled so that the linear response is 1.
+
+    Raises:
+        ValueError: a trigger is known and 0 everywhere, or not finite.
     """
     x = triggers.reshape(len(triggers), -1)
     return _neurons(x, x, jnp.zeros(x.shape[1], x.dtype), 0.0)
@@ -72,7 +78,8 @@ def informed_stealth_neurons(
         ridge: added to the diagonal of the covariance C.
 
     Raises:
-        ValueError: the threshold is not in [0, 1), or ridge is not positive.
+        ValueError: the threshold is not in [0, 1), or ridge is not positive; a trigger
+            is known and the mean of the images that are known, or not finite.
     """
     if not 0 <= threshold < 1 or not ridge > 0:
         raise ValueError(
@@ -90,6 +97,12 @@ def informed_stealth_neurons(
 def _neurons(x, directions, centre, threshold):
     """Neurons along these directions whose response to the triggers x is 1."""
     answer = ((x - centre) * directions).sum(1)
+    if is_known(answer) and not (np.asarray(answer) > 0).all():
+        first = int((np.asarray(answer) > 0).argmin())
+        raise ValueError(
+            "a neuron lies along its trigger, which must be finite and differ from 0 "
+            f"(if informed, from the known images' mean); trigger {first} does not"
+        )
     # (direction . (x - centre) / answer - threshold) / (1 - threshold)
     weights = directions / (answer * (1 - threshold))[:, None]
     offset = weights @ centre + threshold / (1 - threshold)
@@ -155,18 +168,28 @@ def _hidden(model, neuron, x):
     if layer is None:
         return block.norm(jax.nn.relu(y)), jax.nn.relu(response)
     first_map = jnp.concatenate([y[..., 0].reshape(len(y), -1), response[:, None]], 1)
+    z = _respond(layer, first_map)
+    maps = layer(y).at[..., 0].set(z[:, :-1].reshape(y.shape[:-1]))
+    return block.norm(jax.nn.relu(maps)), jax.nn.relu(z[:, -1])
+
+
+def _respond(layer, first_map):
+    """z of the first map with the neuron in it, as the layer answers to a map."""
     n = first_map.shape[1] - 1
-    z = solve(
+    lam = jnp.ravel(layer.lam[...])[0]  # one lam for all maps, or one for each
+    lam = lam * (n + 1) / n  # the weights stay 1 / n with n + 1 neurons
+    coupling = Uniform((-1,))
+    if layer.lite:
+        return one_step(first_map, lam, layer.p, coupling)
+    return solve(
         first_map,
-        layer.lam[...] * (n + 1) / n,  # the weights stay 1 / n with n + 1 neurons
+        lam,
         layer.p,
-        Uniform((-1,)),
+        coupling,
         solver=layer.solver,
         tol=layer.tol,
         max_steps=layer.max_steps,
     ).value
-    maps = layer(y).at[..., 0].set(z[:, :-1].reshape(y.shape[:-1]))
-    return block.norm(jax.nn.relu(maps)), jax.nn.relu(z[:, -1])
 
 
 def _logits(model, neuron, x, strength, target):

@@ -19,9 +19,10 @@ def images(count, seed=0):
 
 
 @functools.cache
-def network(lam=None):
+def network(lam=None, **options):
     """A network with weights of a size that matters; the SM without a lam."""
-    model = ib.UCN(SHAPE, CLASSES, channels=2, rngs=nnx.Rngs(0))
+    neuron = functools.partial(ib.ImplicitBias, **options)
+    model = ib.UCN(SHAPE, CLASSES, channels=2, neuron=neuron, rngs=nnx.Rngs(0))
     for block in model.blocks:
         block.conv.kernel[...] *= 300
         if lam is None:
@@ -91,10 +92,17 @@ def test_without_coupling_an_image_shows_the_neuron_where_it_is_active():
         assert attack.seen[-1] and attack.changed[-1]
 
 
-def test_the_new_neuron_joins_the_first_map_at_the_old_weights():
+@pytest.mark.parametrize(
+    "lams, lite", [((-0.3, -0.3), False), ((-0.3, 0.05), False), ((-0.3, -0.3), True)]
+)
+def test_the_new_neuron_joins_the_first_map_at_the_old_weights(lams, lite):
     """With lam != 0 the whole map of n + 1 neurons is solved again (Eq. 46)."""
-    trigger, others, lam, p = images(1), images(20, seed=1), -0.3, 10.0
-    model, neuron = network(lam), attacks.stealth_neurons(trigger)
+    trigger, others, p = images(1), images(20, seed=1), 10.0
+    per_map = lams[0] != lams[1]
+    options = {"channels": 2} if per_map else {"lite": lite}
+    model = network(lams if per_map else lams[0], **options)
+    neuron = attacks.stealth_neurons(trigger)
+    layer = ib.one_step if lite else functools.partial(ib.implicit_bias, tol=1e-9)
     one = jax.tree.map(lambda x: x[0], neuron)
     attack = attacks.stealth(model, one, trigger[0], others)
 
@@ -106,8 +114,8 @@ def test_the_new_neuron_joins_the_first_map_at_the_old_weights():
         )
         # w = 1 / n among n + 1 neurons, and none of a neuron with itself: sigma(0) = 0.
         w = jnp.full((n + 1, n + 1), 1 / n)
-        z = ib.solve(first, lam, p, ib.Dense(w), solver=ib.Newton(), tol=1e-9).value
-        second = ib.implicit_bias(y[..., 1], lam, p, ib.Uniform((-2, -1)), tol=1e-9)
+        z = layer(first, lams[0], p, ib.Dense(w))
+        second = layer(y[..., 1], lams[1], p, ib.Uniform((-2, -1)))
         maps = jnp.stack([z[:, :-1].reshape(second.shape), second], -1)
         v = model.blocks[0].norm(nnx.relu(maps)).reshape(len(y), -1)
         added = strength * nnx.relu(z[:, -1])
@@ -138,6 +146,13 @@ def test_wrong_arguments():
         attacks.informed_stealth_neurons(triggers, triggers, threshold=1.0)
     with pytest.raises(ValueError, match="ridge positive"):
         attacks.informed_stealth_neurons(triggers, triggers, ridge=0.0)
+    blank = triggers.at[0].set(0)
+    with pytest.raises(ValueError, match="differ from 0 .*trigger 1 does not"):
+        attacks.stealth_neurons(jnp.concatenate([triggers, blank]))
+    with pytest.raises(ValueError, match="mean.*trigger 0 does not"):
+        attacks.informed_stealth_neurons(blank, jnp.zeros((3, *SHAPE)))
+    with pytest.raises(ValueError, match="finite"):
+        attacks.stealth_neurons(triggers.at[0, 0].set(jnp.nan))
     pixelwise = functools.partial(ib.ImplicitBias, coupling=ib.Uniform((-1,)))
     model = ib.UCN(SHAPE, CLASSES, neuron=pixelwise, rngs=nnx.Rngs(0))
     neuron = jax.tree.map(lambda x: x[0], attacks.stealth_neurons(triggers))
