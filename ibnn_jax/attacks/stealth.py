@@ -173,7 +173,7 @@ def _hidden(model, neuron, x):
     return block.norm(jax.nn.relu(maps)), jax.nn.relu(z[:, -1])
 
 
-def _respond(layer, first_map):
+def _respond(layer, first_map) -> Array:
     """z of the first map with the neuron in it, as the layer answers to a map."""
     n = first_map.shape[1] - 1
     lam = jnp.ravel(layer.lam[...])[0]  # one lam for all maps, or one for each

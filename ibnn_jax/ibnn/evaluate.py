@@ -1,5 +1,7 @@
 """The equation evaluated, not solved: energy, inverse, one explicit step."""
 
+from typing import Literal, overload
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,6 +9,7 @@ from jaxtyping import Float
 
 from ibnn_jax.core.iterate import Run, package
 from ibnn_jax.core.options import real_array
+from ibnn_jax.core.solution import Stats
 from ibnn_jax.ibnn.couplings import Coupling
 from ibnn_jax.ibnn.layout import bind, check_same_shape
 from ibnn_jax.ibnn.sharding import over_mesh
@@ -59,6 +62,18 @@ def inverse(z, lam, p, coupling: Coupling) -> Float[Array, "..."]:
     return over_mesh(local, z, lam, p, coupling, returns=lambda like_z, _: like_z)
 
 
+@overload
+def one_step(
+    y, lam, p, coupling: Coupling, *, has_stats: Literal[True]
+) -> tuple[Array, Stats]: ...
+@overload
+def one_step(
+    y, lam, p, coupling: Coupling, *, has_stats: Literal[False] = False
+) -> Array: ...
+@overload
+def one_step(
+    y, lam, p, coupling: Coupling, *, has_stats: bool
+) -> Array | tuple[Array, Stats]: ...
 def one_step(y, lam, p, coupling: Coupling, *, has_stats: bool = False):
     """z = y - lam B(y), one explicit step: the "lite" layer of the authors' code.
 
