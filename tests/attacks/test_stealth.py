@@ -93,7 +93,7 @@ def test_without_coupling_an_image_shows_the_neuron_where_it_is_active():
 
 
 @pytest.mark.parametrize(
-    "lams, lite", [((-0.3, -0.3), False), ((-0.3, 0.05), False), ((-0.3, -0.3), True)]
+    "lams, lite", [((-0.3, -0.3), False), ((-0.3, 0.05), False), ((-0.6, -0.6), True)]
 )
 def test_the_new_neuron_joins_the_first_map_at_the_old_weights(lams, lite):
     """With lam != 0 the whole map of n + 1 neurons is solved again (Eq. 46)."""
@@ -124,10 +124,13 @@ def test_the_new_neuron_joins_the_first_map_at_the_old_weights(lams, lite):
     clean = model(trigger)[0]
     target = int(clean.argmin())
     _, activity = logits(trigger, 0.0, target)
-    strength = (clean.max() - clean.min() + 1) / activity[0]
-    changed = logits(others, strength, target)[0].argmax(1) != model(others).argmax(1)
+    needed = clean.max() - clean.min() + 1
+    before, after = model(others), logits(others, needed / activity[0], target)[0]
+    changed = after.argmax(1) != before.argmax(1)
     np.testing.assert_array_equal(attack.changed, changed)
     assert 0 < changed.sum()
+    seen = jnp.abs(after - before).max(1) > 0.01 * needed
+    np.testing.assert_array_equal(attack.seen, seen)
 
 
 def test_a_network_in_training_mode_is_refused_and_unchanged():
