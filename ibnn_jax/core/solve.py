@@ -21,9 +21,7 @@ SOLVERS = (
     "Picard",
     "MeanField",
 )
-
-
-OR_AUTO = '"auto" or '  # where "auto" is taken beside a solver, for the message
+OR_AUTO = '"auto" or '  # for messages where "auto" is taken beside a solver
 
 
 def solve(

@@ -76,7 +76,7 @@ class Anderson(IterativeSolver):
     def step(self, problem, state, active, unrolled):
         z, r, g, best, scale, dz, dg = state
         restart = must_restart(problem, scale)
-        empty = jnp.zeros_like(dz), jnp.zeros_like(dg)  # of NaN too
+        empty = jnp.zeros_like(dz), jnp.zeros_like(dg)  # 0 times NaN is NaN
         dz, dg = select(restart, empty, (dz, dg))
         safe = (dg == 0).all((-1, -2))
         scale = jnp.where(safe, 1, scale)

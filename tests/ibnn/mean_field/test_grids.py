@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax.ibnn.mean_field import ladder, sizes, newton, spline
+from ibnn_jax.ibnn.mean_field import ladder, newton, sizes, spline
 from ibnn_jax.ibnn.mean_field.grid import Grid
 
 COUPLING = ib.Uniform((-1,))
