@@ -14,13 +14,8 @@ Subpackages: `attacks`, `robustness`, `solvers`, `core` (an equation of your own
 from ibnn_jax import attacks, core, nemon, robustness, solvers
 from ibnn_jax.core.adjoint import Implicit, Phantom, Unrolled
 from ibnn_jax.core.solution import Result, Solution, Stats
-from ibnn_jax.ibnn.couplings import (
-    Dense,
-    Uniform,
-    Window,
-    project_lam,
-    uniqueness_bound,
-)
+from ibnn_jax.ibnn.couplings import Dense, Uniform, Window
+from ibnn_jax.ibnn.uniqueness import project_lam, uniqueness_bound
 from ibnn_jax.ibnn.mean_field.solver import MeanField
 from ibnn_jax.ibnn.sigmas import Sigma, hard_tanh, tanh
 from ibnn_jax.ibnn.evaluate import energy, inverse, one_step

@@ -2,6 +2,7 @@
 
 equation.py    the problem: residual, energy, start, step sizes, uniqueness
 couplings.py   Uniform, Window, Dense: which neurons see each other
+uniqueness.py  up to which lam the solution is unique, and how lam is kept there
 pairwise.py    their sums over pairs of neurons
 sigmas.py      the nonlinearity of the coupling
 layout.py      axes of y <-> groups

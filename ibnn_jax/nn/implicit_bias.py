@@ -15,17 +15,10 @@ from ibnn_jax.core.adjoint import AbstractAdjoint
 from ibnn_jax.core.options import check_count, real_array
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
-from ibnn_jax.ibnn.couplings import (
-    CONSTRAINTS,
-    Coupling,
-    Dense,
-    Uniform,
-    project_lam,
-    symmetrised,
-    uniqueness_bound,
-)
+from ibnn_jax.ibnn.couplings import Coupling, Dense, Uniform, symmetrised
 from ibnn_jax.ibnn.evaluate import one_step
 from ibnn_jax.ibnn.solve import check_options, implicit_bias
+from ibnn_jax.ibnn.uniqueness import CONSTRAINTS, project_lam, uniqueness_bound
 from ibnn_jax.nn.recipe import saveable
 
 # Layers that have warned that lam is past its bound. Not a flag on the module: jit
