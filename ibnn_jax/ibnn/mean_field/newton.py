@@ -218,11 +218,13 @@ def respond(
         whole = i < 1
         length = _ratio(square, (direction * image).mean(-1, keepdims=True))
         length = jnp.where(whole, 1, length)
-        if start is not None:
-            near = (i >= 0) | (size(r - image) < square)
-            length = jnp.where(near, length, 0)
-        u, r = u + length * direction, r - length * image
-        new = size(r)
+        rest = r - length * image
+        new = size(rest)
+        if start is not None:  # it is let go where it is no nearer than 0
+            near = (i >= 0) | (new < square)
+            length, new = jnp.where(near, length, 0), jnp.where(near, new, square)
+            rest = jnp.where(near, rest, r)
+        u, r = u + length * direction, rest
         turn = jnp.where(whole, 0, _ratio(new, square))
         direction = s * r + turn * direction
         return i + 1, u, r, direction, new, _share(new > limit) > left
