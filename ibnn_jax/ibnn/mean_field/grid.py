@@ -12,12 +12,8 @@ from jaxtyping import Float, Int
 
 from ibnn_jax.ibnn.mean_field import spline
 
-# Nodes of a block. Three blocks leave out 3e-6 of the taps at a spacing of 0.22.
-BLOCK = 32
+BLOCK = 32  # nodes whose coefficients are one row of a matrix product
 HIGHEST = jax.lax.Precision.HIGHEST
-
-keep = jax.lax.optimization_barrier
-"""XLA would compute what lies before it anew in every operation that reads it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,18 @@ class Grid:
         """Of what a neuron adds to G, at most."""
         return spline.error(self.spacing)
 
+    @property
+    def halo(self) -> int:
+        """How many nodes on each side of a block it sees each on its own.
+
+        Farther away tanh is a sign and sech^2 nothing, but for less than the error.
+        """
+        step = spline.taps(self.spacing).step
+        halo = BLOCK // 2
+        while (np.abs(step[halo + 1 :]) > self.error).any():
+            halo *= 2
+        return halo
+
     def run(self, f: Callable, *arrays: Array):
         """f(self, *arrays)."""
         return f(self, *arrays)
@@ -62,25 +70,25 @@ class Grid:
         cell = jnp.minimum(position.astype(jnp.int32), self.cells - 1)
         return Place(cell, position - cell.astype(x.dtype), self)
 
-    def bias(self, charges: Float[Array, "G nodes"]) -> Float[Array, "G nodes"]:
+    def bias(self, charges: Float[Array, "G nodes+2halo"]) -> Float[Array, "G nodes"]:
         """Coefficients of G(t) = sum_k v_k tanh(x_k - t) for the charges of v."""
-        step = spline.taps(self.spacing).step
-        blocks = self.nodes // BLOCK
-        apart = np.arange(blocks)[:, None] - np.arange(blocks)
-        far = np.where(np.abs(apart) > 1, np.sign(apart), 0)
+        halo, dtype = self.halo, charges.dtype
+        near = self._product(charges, spline.taps(self.spacing).step, odd=True, far=1)
+        first = np.arange(-halo, self.nodes + halo, halo)[:, None]  # node of a piece
+        block = np.arange(0, self.nodes, BLOCK)
+        above, below = first > block + BLOCK, first < block - halo
+        sign = above.astype(dtype) - below.astype(dtype)
         # A product: XLA's sum over so short an axis takes as long as all the rest here.
-        ones = np.ones((BLOCK, 1), charges.dtype)
-        blocked = charges.reshape(len(charges), blocks, BLOCK)
-        total = jnp.matmul(blocked, ones, precision=HIGHEST)[..., 0]
-        total = jnp.matmul(total, far.astype(charges.dtype), precision=HIGHEST)
-        near = self._product(charges, step, odd=True, far=1)
-        return near + jnp.repeat(total, BLOCK, axis=1)
+        ones = np.ones((halo, 1), dtype)
+        total = jnp.matmul(self._pieces(charges), ones, precision=HIGHEST)[..., 0]
+        far = jnp.matmul(total, sign, precision=HIGHEST)
+        return near + jnp.repeat(far, BLOCK, axis=1)
 
-    def slope(self, charges: Float[Array, "G nodes"]) -> Float[Array, "G nodes"]:
+    def slope(self, charges: Float[Array, "G nodes+2halo"]) -> Float[Array, "G nodes"]:
         """Coefficients of sum_k v_k sech^2(x_k - t)."""
         return self._product(charges, spline.taps(self.spacing).slope)
 
-    def moment(self, charges: Float[Array, "G nodes"]) -> Float[Array, "G nodes"]:
+    def moment(self, charges: Float[Array, "G nodes+2halo"]) -> Float[Array, "G nodes"]:
         """Coefficients of sum_k v_k (x_k - t) sech^2(x_k - t)."""
         return self._product(charges, spline.taps(self.spacing).moment, odd=True)
 
@@ -89,17 +97,24 @@ class Grid:
 
         far: added to an odd matrix where the source lies above.
         """
-        offset = np.arange(3 * BLOCK)[:, None] - BLOCK - np.arange(BLOCK)
-        padded = np.pad(taps, (0, len(offset)))
+        halo = self.halo
+        offset = np.arange(BLOCK + 2 * halo)[:, None] - halo - np.arange(BLOCK)
+        padded = np.pad(taps[: halo + 1], (0, len(offset)))
         matrix = padded[np.abs(offset)] + far
         matrix = (np.sign(offset) * matrix if odd else matrix).astype(charges.dtype)
-        # Every block of results reads its own block and one on each side. As a matrix
-        # product: XLA would compute a sum of shifted arrays again for every reader.
-        padded = jnp.pad(charges, ((0, 0), (BLOCK, BLOCK)))
-        blocks = padded.reshape(len(charges), self.nodes // BLOCK + 2, BLOCK)
-        wide = jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], -1)
+        # Every block of results reads its own nodes and the halo on each side. As a
+        # matrix product: XLA would compute a sum of shifted arrays again for every
+        # reader.
+        pieces, each = self._pieces(charges), BLOCK // halo
+        last = pieces.shape[1] - each - 1
+        window = [pieces[:, k : k + last : each] for k in range(each + 2)]
+        wide = jnp.concatenate(window, axis=-1)
         found = jnp.einsum("gbs,st->gbt", wide, matrix, precision=HIGHEST)
-        return found.reshape(charges.shape)
+        return found.reshape(len(charges), self.nodes)
+
+    def _pieces(self, charges):
+        """The charges in pieces as long as the halo."""
+        return charges.reshape(len(charges), -1, self.halo)
 
 
 @dataclass(frozen=True)
@@ -134,15 +149,19 @@ class Place:
     u: Float[Array, "G n"]
     grid: Grid
 
-    def charges(self, v: Float[Array, "G n"] | None = None) -> Float[Array, "G nodes"]:
-        """sum_k v_k beta(x_k / h - j) / n at the nodes j; v = 1 when None."""
+    def charges(
+        self, v: Float[Array, "G n"] | None = None
+    ) -> Float[Array, "G nodes+2halo"]:
+        """sum_k v_k beta(x_k / h - j) / n at the nodes j; v = 1 when None.
+
+        On each side of the nodes lie as many that are empty as the halo has.
+        """
         u, n = self.u[..., None], self.u.shape[1]
         cubics = jnp.asarray(spline.WEIGHTS / n, u.dtype)[None, None]
         rows = cubics[..., 3]
         for power in (2, 1, 0):
             rows = rows * u + cubics[..., power]
-        total = self._scattered(rows if v is None else rows * v[..., None])
-        return keep(sum(_right(total[..., k], k) for k in range(4)))
+        return self._scattered(rows if v is None else rows * v[..., None])
 
     def read(self, *coefficients: Float[Array, "G nodes"]) -> tuple[Array, ...]:
         """The functions of these coefficients at the neurons."""
@@ -164,27 +183,28 @@ class Place:
         # Unsigned, so that it is never counted from the end.
         return (self.cell + first[:, None]).astype(jnp.uint32)
 
-    def _scattered(self, rows: Float[Array, "G n 4"]) -> Float[Array, "G nodes 4"]:
-        """The rows summed over the neurons of every cell.
-
-        A cell counts as the first of its nodes; the last three are empty.
-        """
+    def _scattered(self, rows: Float[Array, "G n 4"]) -> Float[Array, "G nodes+2halo"]:
+        """Every neuron's row added to its four nodes."""
+        (groups, n), grid = self.cell.shape, self.grid
+        length = grid.nodes + 2 * grid.halo
+        # An addition waits for the last one where the two overlap, unless they are to
+        # the very same nodes. Where neurons lie close, cells take turns at four sums.
+        copies = 4 if n > grid.nodes else 1
+        group = jnp.arange(groups, dtype=jnp.int32)[:, None]
+        first = (copies * group + self.cell % copies) * length + grid.halo + self.cell
         # From the neurons, so that it is sharded and varies over a mesh as they do.
-        shape = (len(rows), self.grid.nodes, 4)
-        total = jnp.broadcast_to(0 * self.u[:, :1, None], shape)
-        total = (
-            total.reshape(-1, 4)
-            .at[self._rows().reshape(-1)]
-            .add(rows.reshape(-1, 4), mode="promise_in_bounds")
+        zeros = jnp.broadcast_to(0 * self.u[:, :1], (groups, copies * length))
+        total = jax.lax.scatter_add(
+            zeros.reshape(-1),
+            first.astype(jnp.uint32).reshape(-1, 1),
+            rows.reshape(-1, 4),
+            jax.lax.ScatterDimensionNumbers((1,), (), (0,)),
+            mode="promise_in_bounds",
         )
-        return keep(total.reshape(shape))
+        parts = total.reshape(groups, copies, length)
+        return sum((parts[:, k] for k in range(1, copies)), parts[:, 0])
 
 
 def _middle(u):
     """Six times the weight of a cell's end, u away."""
     return 4 - 6 * u * u + 3 * u * u * u
-
-
-def _right(x, k):
-    """x moved k nodes up."""
-    return jnp.pad(x[:, : x.shape[1] - k], ((0, 0), (k, 0))) if k else x

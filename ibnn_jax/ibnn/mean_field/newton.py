@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf, keep
+from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
 
 # Newton from the collapsed start takes up to ten
 MOST_STEPS = 16
@@ -106,7 +106,7 @@ def solve(
         return (_share(active) > left) & (count < most)
 
     def body(state: _State) -> _State:
-        bias, slope = keep(look(grid, state.x, q))
+        bias, slope = look(grid, state.x, q)
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
         # r moves x by about s r, and with it s by a share of at most s^2 |q r|.
@@ -133,11 +133,9 @@ def solve(
     state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
     state = jax.lax.while_loop(lambda s: unfinished(s.active, s.count), body, state)
     reach = jnp.asarray(grid.reach, y.dtype)
-    crowd = jnp.maximum(
-        (state.x > reach).sum(-1, keepdims=True, dtype=y.dtype),
-        (state.x < -reach).sum(-1, keepdims=True, dtype=y.dtype),
-    )
-    crowd = jnp.abs(q) * jnp.maximum(crowd - 1, 0) / y.shape[1]
+    above, below = state.x > reach, state.x < -reach
+    crowd = jnp.maximum(*(_mean(side.astype(y.dtype)) for side in (above, below)))
+    crowd = jnp.abs(q) * jnp.maximum(crowd - 1 / y.shape[1], 0)
     # Only neurons near each other see the error, and q d says how many of them are.
     # Half of it, as for two clumps at the worst places: equal neurons make none.
     near = jnp.minimum(
@@ -189,10 +187,10 @@ def respond(
         left: the share of the groups that may be left undone.
     """
     within = inside(grid, x)
-    share = jnp.maximum(within.mean(-1, keepdims=True, dtype=x.dtype), 1e-6)
-    mean = jnp.where(within, f, 0).mean(-1, keepdims=True) / share
+    share = jnp.maximum(_mean(within.astype(x.dtype)), 1e-6)
+    mean = _mean(jnp.where(within, f, 0)) / share
     f = jnp.where(within, f - mean, f)
-    level = (1 - 1 / s).mean(-1, keepdims=True) / share  # q times the mean of d
+    level = _mean(1 - 1 / s) / share  # q times the mean of d
 
     def seen(u):
         """q eta for the u, and as if the mean of u were 0."""
@@ -200,15 +198,15 @@ def respond(
         def on(grid, x, u):
             place = grid.place(x)
             charges = place.charges(u)
-            total = charges.sum(-1, keepdims=True)
-            (eta,) = place.read(keep(q * grid.slope(charges) - level * total))
+            (eta,) = place.read(grid.slope(charges))
             return eta
 
-        eta = grid.run(on, x, jnp.where(within, u, 0))
+        u = jnp.where(within, u, 0)
+        eta = q * grid.run(on, x, u) - level * _mean(u)
         return jnp.where(within, eta, 0)
 
     def size(r):
-        return (s * r * r).mean(-1, keepdims=True)
+        return _mean(s * r * r)
 
     def body(state):
         i, u, r, direction, square, _ = state
@@ -216,7 +214,7 @@ def respond(
         # The start is taken as a step, and the first step from there is one of the
         # Jacobi kind, not of conjugate gradients: as the last it leaves out less.
         whole = i < 1
-        length = _ratio(square, (direction * image).mean(-1, keepdims=True))
+        length = _ratio(square, _mean(direction * image))
         length = jnp.where(whole, 1, length)
         rest = r - length * image
         new = size(rest)
@@ -237,7 +235,7 @@ def respond(
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
     u = u + s * r  # a Jacobi step, for which all is at hand
-    excess = jnp.where(within, u, 0).mean(-1, keepdims=True) / share
+    excess = _mean(jnp.where(within, u, 0)) / share
     u = jnp.where(within, u - excess + mean, u)
     return Response(u, ok=square <= 4 * limit, done=square <= limit)
 
@@ -251,6 +249,12 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
         return found
 
     return jnp.where(inside(grid, x), grid.run(on, x), 0)
+
+
+def _mean(x: Float[Array, "G n"]) -> Float[Array, "G 1"]:
+    """Over the neurons; as a product, which takes XLA half the time of a sum."""
+    ones = jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype)
+    return jnp.matmul(x, ones, precision=jax.lax.Precision.HIGHEST)
 
 
 def _share(mask: Bool[Array, "G 1"]) -> Float[Array, ""]:
