@@ -138,9 +138,10 @@ def solve(
     crowd = jnp.abs(q) * jnp.maximum(crowd - 1 / y.shape[1], 0)
     # Only neurons near each other see the error, and q d says how many of them are.
     # Half of it, as for two clumps at the worst places: equal neurons make none.
-    near = jnp.minimum(
-        jnp.abs(q) / 2, jnp.abs(1 - 1 / state.slope).max(-1, keepdims=True)
-    )
+    flattest = state.slope.min(-1, keepdims=True)
+    steepest = state.slope.max(-1, keepdims=True)
+    felt = jnp.maximum(1 / flattest - 1, 1 - 1 / steepest)  # the largest |q d|
+    near = jnp.minimum(jnp.abs(q) / 2, felt)
     error = jnp.asarray(grid.error, y.dtype) * near
     residual = state.residual + error + crowd
     done = ~state.active
