@@ -11,7 +11,7 @@ from train.command import run_command
 from train.config import Config
 from train.distributed import processes
 from train.errors import UserError
-from train.options import value_type
+from train.options import did_you_mean, value_type
 from train.runs import summary
 from train.runs.folder import RunFolder, read_config, read_json
 from train.runs.progress import Bar, Lines
@@ -38,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     first = arguments[0] if arguments else "--"
     if first.startswith("-") and first not in ("-h", "--help", "--version"):
         arguments = ["train", *arguments]
-    options = parser().parse_args(arguments)
+    command_line = parser()
+    options, unknown = command_line.parse_known_args(arguments)
+    if unknown:
+        known = [_flag(field) for field in dataclasses.fields(Config)]
+        near = did_you_mean(unknown[0].partition("=")[0], known)
+        command_line.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
     return options.function(options)
 
 
@@ -99,8 +104,13 @@ def _add_train(commands) -> None:
             extra |= {"type": kind, "choices": choices}
             extra["metavar"] = None if choices else kind.__name__.upper()
         groups[field.metadata["group"]].add_argument(
-            "--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **extra
+            _flag(field), default=argparse.SUPPRESS, **extra
         )
+
+
+def _flag(field: dataclasses.Field) -> str:
+    """The option of a field of Config."""
+    return "--" + field.name.replace("_", "-")
 
 
 def _add_shows(commands) -> None:

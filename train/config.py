@@ -36,6 +36,7 @@ IMAGE_SIZES = {
 }
 DATASETS = tuple(IMAGE_SIZES)
 MODELS = ("sm", "ibnn", "both", "nemon")
+OF_IMPLICIT_BIAS = ("p", "lam", "train_lam", "constraint", "coupling")
 SOLVERS = (
     "auto",
     "meanfield",
@@ -312,6 +313,9 @@ class Config:
         for name in ("lipschitz_weight", "certified_eps", "front_channels"):
             if getattr(self, name) and self.model != "nemon":
                 raise ValueError(f"{name} is for model nemon, not {self.model}")
+        for name in OF_IMPLICIT_BIAS if self.model == "nemon" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is for implicit bias, not for model nemon")
         if self.train_eps and not self.certified_eps:
             raise ValueError("train_eps needs certified_eps")
         if self.x64 and self.precision != "float32":

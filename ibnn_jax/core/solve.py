@@ -7,6 +7,7 @@ import jax
 
 from ibnn_jax.core.adjoint import AbstractAdjoint, Implicit
 from ibnn_jax.core.batching import full_precision
+from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
 from ibnn_jax.core.options import check_steps, check_tol, real_array
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solution import Solution
@@ -173,3 +174,12 @@ def fixed_point_with(
 ) -> Solution:
     """`fixed_point`, compiled, with settings that are checked already."""
     return adjoint.apply(settings, problem, start)
+
+
+@partial(jax.jit, static_argnums=0)
+@full_precision
+def solve_adjoint_with(
+    settings: LinearSettings, problem: AbstractProblem, z, v
+) -> Solution:
+    """`linear_solve.solve_adjoint`, compiled; its settings are checked already."""
+    return solve_adjoint(problem, z, v, settings)

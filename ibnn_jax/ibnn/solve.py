@@ -1,17 +1,13 @@
 """Implicit bias as functions: solve, implicit_bias, solve_adjoint; what "auto" is."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, TypedDict, Unpack, cast, overload
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.core import linear_solve
 from ibnn_jax.core.adjoint import AbstractAdjoint
-from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.options import check_count, check_steps, check_tol, real_array
 from ibnn_jax.core.solution import Result, Solution, Stats
@@ -21,6 +17,7 @@ from ibnn_jax.core.solve import (
     fixed_point_with,
     resolved_adjoint,
     settings_for,
+    solve_adjoint_with,
     solve_with,
 )
 from ibnn_jax.core.solver import AbstractSolver, SolveSettings
@@ -198,7 +195,7 @@ def solve_adjoint(
     def local(z, lam, p, coupling, v):
         problem, layout = bind(z, lam, p, coupling)
         cotangent = layout.to_groups(v.astype(problem.y.dtype))
-        solution = _solve_adjoint_groups(settings, problem, cotangent)
+        solution = solve_adjoint_with(settings, problem, problem.y, cotangent)
         return layout.restore(solution, z.dtype)
 
     return over_mesh(local, real_array("z", z), lam, p, coupling, real_array("v", v))
@@ -304,11 +301,3 @@ def _raise_unless_converged(solution: Solution) -> None:
             "raise max_steps or tol"
         )
     raise FloatingPointError(f"of {converged.size} groups " + "; ".join(said))
-
-
-@partial(jax.jit, static_argnums=0)
-@full_precision
-def _solve_adjoint_groups(
-    settings: LinearSettings, problem: IBNNProblem, v
-) -> Solution:
-    return linear_solve.solve_adjoint(problem, problem.y, v, settings)

@@ -91,11 +91,14 @@ def margins(
     """
     given: Any = labels if hasattr(labels, "dtype") else np.asarray(labels)
     labels = class_labels(integer_labels(given, len(z_lo)), len(C))
-    difference = C[labels][:, None] - C[None]
+    # By a product, as indexing C by labels that are spread over a mesh is refused.
+    own = jax.nn.one_hot(labels, len(C), dtype=C.dtype)
+    chosen = jnp.matmul(own, C, precision="highest")
+    difference = chosen[:, None] - C[None]
     centre, radius = (z_lo + z_hi) / 2, (z_hi - z_lo) / 2
     least = jnp.einsum("nqi,ni->nq", difference, centre)
     least -= jnp.einsum("nqi,ni->nq", jnp.abs(difference), radius)
-    least = least + c[labels][:, None] - c[None]
+    least += jnp.matmul(own, c[:, None], precision="highest") - c[None]
     return jnp.where(labels[:, None] >= 0, least, jnp.nan)
 
 

@@ -1,7 +1,6 @@
 """`solve` returns a Solution, `fixed_point` the differentiable z."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import jax
@@ -11,11 +10,14 @@ from jaxtyping import Float, Int
 
 from ibnn_jax import core
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Solution
-from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.linear_solve import LinearSettings
-from ibnn_jax.core.linear_solve import solve_adjoint as solve_adjoint_rows
 from ibnn_jax.core.options import check_steps, check_tol
-from ibnn_jax.core.solve import OR_AUTO, check_solver, resolved_adjoint, settings_for
+from ibnn_jax.core.solve import (
+    OR_AUTO,
+    check_solver,
+    resolved_adjoint,
+    settings_for,
+    solve_adjoint_with,
+)
 from ibnn_jax.nemon.equation import NEMONProblem, average_step, bind
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
 from ibnn_jax.nemon.weights import check_gamma
@@ -127,7 +129,7 @@ def solve_adjoint(
     problem = bind(A, u, activation, certified=True)
     z, v = (jnp.asarray(a, problem.u.dtype).reshape(problem.u.shape) for a in (z, v))
     settings = core.Implicit(tol, max_steps).linear
-    return unflatten(_adjoint(settings, problem, z, v), problem, u)
+    return unflatten(solve_adjoint_with(settings, problem, z, v), problem, u)
 
 
 def differentiable(problem: NEMONProblem, solver, adjoint, tol, max_steps) -> Solution:
@@ -209,9 +211,3 @@ def most_steps(
     steps = jnp.log(size / problem.tolerance(tol)) / -jnp.log(c)
     batch = jnp.shape(u)[: jnp.ndim(u) - len(problem.A.event)]
     return jnp.ceil(jnp.maximum(steps, 0)).astype(jnp.int32).reshape(batch)
-
-
-@partial(jax.jit, static_argnums=0)
-@full_precision
-def _adjoint(settings: LinearSettings, problem, z, v) -> Solution:
-    return solve_adjoint_rows(problem, z, v, settings)

@@ -151,5 +151,25 @@ def modules():
             same(step(model, x), expected)
 
 
+def margins():
+    """Certificates, for images and labels that are both spread."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    graph, state = nnx.split(
+        ib.EquilibriumClassifier((6, 8, 1), 3, features=4, rngs=nnx.Rngs(0))
+    )
+    images, labels = jax.nn.sigmoid(Y), jnp.arange(8) % 3
+
+    @jax.jit
+    def f(state, images, labels):
+        model = nnx.merge(graph, state)
+        return model.margins(images, labels, 0.01), model.certified(images, labels, 0.1)
+
+    expected = f(state, images, labels)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put((images, labels), NamedSharding(mesh, P("d")))
+        state = jax.device_put(state, NamedSharding(mesh, P()))
+        same(f(state, *spread), expected)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()

@@ -11,7 +11,8 @@ HERE = Path(__file__).parent
 
 
 CASES = (
-    "shard_map explicit functions vmapped modules nemon_shard_map made_on_the_mesh"
+    "shard_map explicit functions vmapped modules margins nemon_shard_map "
+    "made_on_the_mesh"
 ).split()
 
 

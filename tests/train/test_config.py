@@ -84,6 +84,8 @@ WRONG = [
     ({"coupling": "5x5", "solver": "meanfield"}, "auto and newton take it"),
     ({"adjoint": "unrolled", "solver": "meanfield"}, "use solver newton"),
     ({"model": "nemon", "solver": "meanfield"}, "not for model nemon"),
+    ({"model": "nemon", "lam": -0.5}, "lam is for implicit bias, not for model nemon"),
+    ({"model": "nemon", "coupling": "5x5"}, "coupling is for implicit bias"),
     ({"adjoint": "exact"}, "implicit, unrolled, phantom"),
     ({"solver": "brent"}, "newton"),
     ({"solver": "newtn"}, "did you mean newton"),
@@ -119,7 +121,9 @@ def test_wrong_values(wrong, words):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ("--epoch 3", "unrecognized arguments: --epoch"),  # no abbreviations
+        # no abbreviations
+        ("--epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs?"),
+        ("--learn-lam=no", "unrecognized arguments: --learn-lam=no"),
         ("--epochs many", "invalid int"),
         ("--epochs 0", "at least 1"),
         ("--lam nan", "finite"),

@@ -36,24 +36,22 @@ class Cells(NamedTuple):
     """m equal cells per group, bounded by m + 1 nodes."""
 
     nodes: Float[Array, "G m+1"]
-    step: Float[Array, "G 1"]
+    width: Float[Array, "G 1"]
 
     @classmethod
     def spanning(cls, radius: Float[Array, "G 1"], count: int) -> "Cells":
         """Cells from -radius to radius."""
-        step = jnp.maximum(
-            2 * radius / count, 16 * jnp.finfo(radius.dtype).eps * (1 + radius)
-        )
-        return cls(
-            step * jnp.arange(count + 1, dtype=radius.dtype)[None] - radius, step
-        )
+        least = 16 * jnp.finfo(radius.dtype).eps * (1 + radius)
+        width = jnp.maximum(2 * radius / count, least)
+        index = jnp.arange(count + 1, dtype=radius.dtype)[None]
+        return cls(width * index - radius, width)
 
     @property
     def count(self) -> int:
         return self.nodes.shape[1] - 1
 
     def locate(self, x: Float[Array, "G n"]) -> "Place":
-        position = (x - self.nodes[:, :1]) / self.step
+        position = (x - self.nodes[:, :1]) / self.width
         cell = jnp.clip(position.astype(jnp.int32), 0, self.count - 1)
         return Place(cell, position - cell.astype(position.dtype), self)
 
@@ -95,7 +93,7 @@ class Place(NamedTuple):
 
     def quadrature(self, weights: Float[Array, "G n"] | float) -> Quadrature:
         """The points that replace neurons of the given non-negative weights."""
-        nodes, step = self.cells
+        nodes, width = self.cells
         m = self._moments(weights)
         b0, b1 = jnp.maximum(m[1] - m[2], 0), m[2] - m[3]  # moments of u (1 - u)
         inner = jnp.clip(
@@ -116,13 +114,13 @@ class Place(NamedTuple):
             0.6
             * b0
             * jnp.maximum(inner * (1 - inner) - b0 / jnp.where(m[0] > 0, m[0], 1), 0)
-            * step**4
+            * width**4
         )
         points = jnp.concatenate(
-            [nodes, nodes[:, :-1] + inner * step, nodes[:, -1:]], axis=1
+            [nodes, nodes[:, :-1] + inner * width, nodes[:, -1:]], axis=1
         )
         weights = jnp.concatenate(
-            [_at_nodes(left, right), weight, jnp.zeros_like(step)], axis=1
+            [_at_nodes(left, right), weight, jnp.zeros_like(width)], axis=1
         )
         return Quadrature(points, weights, inner, defect)
 
@@ -135,13 +133,13 @@ class Place(NamedTuple):
         m0, m1, m2, m3 = self._moments(v)
         right, tail = 3 * m2 - 2 * m3, m3 - m2
         first = _at_nodes(m0 - right, right)
-        return first, self.cells.step * _at_nodes(m1 - m2 + tail, tail)
+        return first, self.cells.width * _at_nodes(m1 - m2 + tail, tail)
 
     def interpolate(self, f, f1, f2, *, slope: bool = False) -> Float[Array, "G n"]:
         """f at the points (or f'), from f and its first two derivatives at the nodes,
         each [G, m+1].
         """
-        h = self.cells.step
+        h = self.cells.width
         # The slope has a table of its own: scaled after the product, XLA would scale it
         # anew for every neuron.
         data = jnp.stack([f / h, f1, h * f2] if slope else [f, h * f1, h**2 * f2])
@@ -185,7 +183,7 @@ class Place(NamedTuple):
         # Tied to the cells: a loop over blocks of groups would otherwise keep it for
         # every neuron instead of computing it.
         group, _ = jax.lax.optimization_barrier(
-            (jnp.arange(self.cell.shape[0], dtype=jnp.int32), self.cells.step)
+            (jnp.arange(self.cell.shape[0], dtype=jnp.int32), self.cells.width)
         )
         first = copies * self.cells.count * group[:, None]
         # Unsigned, so that it is never counted from the end.

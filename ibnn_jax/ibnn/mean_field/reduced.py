@@ -66,7 +66,7 @@ class Points(NamedTuple):
         # Past the uniqueness bound T jumps: its derivatives say nothing there,
         # differences do.
         jump = self.y1 <= FLAT
-        across = jnp.gradient(f, axis=-1) / self.cells.step  # pyright: ignore
+        across = jnp.gradient(f, axis=-1) / self.cells.width  # pyright: ignore
         return f, jnp.where(jump, across, first), jnp.where(jump, 0, second)
 
 
@@ -174,7 +174,7 @@ def _solve_points(
     # The tolerance leaves nearly equal neurons room for any slope, which the adjoint
     # needs, so it is at most a share of their range: one that `_error`, which sees it
     # again at the inner points, can add to itself within `SHARE`.
-    share = 2e-4 * (cells.step * cells.count)[:, 0]
+    share = 2e-4 * (cells.width * cells.count)[:, 0]
     threshold = jnp.minimum(threshold_of(problem, 0.25 * setting.tol, span), share)
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
     ran = setting.on_points(newton, *inputs, *start)
@@ -223,7 +223,7 @@ def _quadrature_error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]
     The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of
     which the leading term is taken, twice, with the mean slope of T in every cell.
     """
-    steep = problem.p * jnp.diff(points.at_nodes) / points.cells.step
+    steep = problem.p * jnp.diff(points.at_nodes) / points.cells.width
     # At all points, of which the inner ones count: XLA shares the kernel with the sums
     # of `_points_of`.
     (fourth,) = _kernels(problem, points.z, points.at_nodes, (4,))

@@ -63,7 +63,7 @@ def test_the_defect_is_three_fifths_of_that_where_the_bound_is_met(cells):
     """Neurons as far from the left end of their cell as others from the right: Cauchy
     and Schwarz with equality.
     """
-    x = cells.nodes[:, 2:3] + cells.step * jnp.array([[0.2, 0.8] * 20])
+    x = cells.nodes[:, 2:3] + cells.width * jnp.array([[0.2, 0.8] * 20])
     rule = quadrature(x, cells)
     np.testing.assert_allclose(
         rule.defect.sum(-1), 0.6 * quartic_cost(x, rule), rtol=1e-9
