@@ -36,6 +36,12 @@ def ucn(shape=(5, 5, 1), classes=3, **options):
     return ib.UCN(shape, classes, rngs=rngs(), **options)
 
 
+class NotFrozen(ib.Newton):
+    """As a dataclass that is not frozen: equal by its fields, so without a hash."""
+
+    __hash__ = None  # type: ignore
+
+
 def asymmetric():
     w = W.copy()
     w[0, 1] = 0.5
@@ -76,6 +82,8 @@ SOLVE = [
     ("solver a class", lambda: solve(solver=ib.Picard), r"Picard\(\)"),
     ("solver None", lambda: solve(solver=None), r"Newton\(\)"),
     ("solver a number", lambda: solve(solver=3), r"Newton\(\)"),
+    ("solver not frozen", lambda: solve(solver=NotFrozen()), "frozen=True"),
+    ("strict in jit", lambda: jax.jit(partial(solve, strict=True))(Y), "not computed"),
     ("MeanField on Dense", lambda: solve(coupling=ib.Dense(W), solver=ib.MeanField()),
      "use solver=Newton"),
     ("MeanField on hard_tanh",

@@ -37,6 +37,7 @@ IMAGE_SIZES = {
 DATASETS = tuple(IMAGE_SIZES)
 MODELS = ("sm", "ibnn", "both", "nemon")
 OF_IMPLICIT_BIAS = ("p", "lam", "train_lam", "constraint", "coupling")
+OF_NEMON = ("features", "gamma", "front", "lipschitz_weight", "certified_eps")
 SOLVERS = (
     "auto",
     "meanfield",
@@ -54,6 +55,7 @@ OPTIMIZERS = ("sgd", "adam")
 # What is left open, by the model: the papers' choices.
 OPEN = {"optimizer": "sgd", "schedule": "triangular", "lr_max": 0.01}
 OPEN_NEMON = {"optimizer": "adam", "schedule": "steps", "lr_max": 0.001}
+FROM_LR_MIN = ("triangular", "cosine")  # the schedules that use it
 TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 GROUPS = ("data", "model", "solver", "training", "run")
 
@@ -301,21 +303,27 @@ class Config:
                 )
 
     def _check_training(self) -> None:
-        if self.lr_max is not None and self.lr_max < self.lr_min:
-            raise ValueError(
-                f"lr_max must be at least lr_min, {self.lr_min}, not {self.lr_max}"
-            )
+        nemon = self.model == "nemon"
+        chosen = OPEN_NEMON if nemon else OPEN
+        highest = self.lr_max or chosen["lr_max"]
+        if (self.schedule or chosen["schedule"]) in FROM_LR_MIN:
+            # Two equal ones may be meant where both are given.
+            flat = self.lr_max is None and highest == self.lr_min
+            if flat or highest < self.lr_min:
+                raise ValueError(
+                    f"lr_max must be at least lr_min, {self.lr_min}, not {highest}"
+                    f"{', which leaves the rate constant' if flat else ''}"
+                )
         if self.first_seed + self.seeds > SEEDS:
             raise ValueError(
                 f"first_seed + seeds must be at most 2^32, not "
                 f"{self.first_seed + self.seeds}"
             )
-        for name in ("lipschitz_weight", "certified_eps", "front_channels"):
-            if getattr(self, name) and self.model != "nemon":
-                raise ValueError(f"{name} is for model nemon, not {self.model}")
-        for name in OF_IMPLICIT_BIAS if self.model == "nemon" else ():
+        owner = "implicit bias" if nemon else "model nemon"
+        for name in OF_IMPLICIT_BIAS if nemon else OF_NEMON:
             if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"{name} is for implicit bias, not for model nemon")
+                raise ValueError(f"{name} is for {owner}, not {self.model}")
+        _ = self.front_channels  # or it says what is wrong
         if self.train_eps and not self.certified_eps:
             raise ValueError("train_eps needs certified_eps")
         if self.x64 and self.precision != "float32":

@@ -76,11 +76,21 @@ class Linf(Ball):
 @partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=["norm"])
 @dataclass(frozen=True)
 class L2(Ball):
-    """The Euclidean length of the change is at most eps."""
+    """The Euclidean length of the change is at most eps.
+
+    In float32 at least: in less, squares of small and of many numbers leave its range.
+    """
 
     norm: str = "l2"
 
     def project(self, x):
+        return self._wide._project(_wide(x)).astype(x.dtype)
+
+    @property
+    def _wide(self) -> "L2":
+        return jax.tree.map(_wide, self)
+
+    def _project(self, x):
         change = self._shorten(x - self.centre)
         x = jnp.clip(self.centre + change, self.low, self.high)
         # An image within the bounds is done: the clip has shortened its change. Any
@@ -104,16 +114,25 @@ class L2(Ball):
         return jnp.minimum(1, (jnp.sqrt(along**2 + square * left) - along) / square)
 
     def sample(self, key):
-        shape, dtype = self.centre.shape, self.centre.dtype
+        ball, shape = self._wide, self.centre.shape
         direction, radius = jax.random.split(key)
-        noise = jax.random.normal(direction, shape, dtype)
-        pixels = prod(shape[1:])
-        lengths = shape[:1] + (1,) * (len(shape) - 1)
-        share = jax.random.uniform(radius, lengths, dtype) ** (1 / pixels)
-        return self.project(self.centre + self.radius * share * self.direction(noise))
+        noise = jax.random.normal(direction, shape, ball.centre.dtype)
+        lengths, pixels = shape[:1] + (1,) * (len(shape) - 1), prod(shape[1:])
+        share = jax.random.uniform(radius, lengths, noise.dtype) ** (1 / pixels)
+        change = ball.radius * share * ball.direction(noise)
+        return ball._project(ball.centre + change).astype(self.centre.dtype)
 
     def direction(self, gradient):
-        return gradient / _length(gradient)
+        # The gradient of a confident network is so small that its square is 0.
+        axes = tuple(range(1, gradient.ndim))
+        largest = jnp.abs(_wide(gradient)).max(axes, keepdims=True)
+        scaled = _wide(gradient) / jnp.where(largest > 0, largest, 1)
+        return (scaled / _length(scaled)).astype(gradient.dtype)
+
+
+def _wide(x):
+    """x in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _dot(a, b):

@@ -56,7 +56,8 @@ def pgd(
     Args:
         logits: the network whose gradient is followed: images -> logits [N, classes],
             differentiable, each row of its own image only. A Flax module must be in
-            evaluation mode.
+            evaluation mode. Where the margin of an image is beyond some 100 (float16
+            images: 15), its loss has no gradient: divide such logits by a constant.
         images: floating, within bounds. Under a transformation, where their values are
             not known, an image outside of them stays in its eps ball, and of the ball
             uses what is within bounds.

@@ -98,8 +98,8 @@ def run(
 
     A group stops where `solver.patience` steps in a row bring no new least size of r,
     in the problem's norm, as where rounding forbids the tolerance. Past the uniqueness
-    bound it has five times as many, because a descent may pass by a saddle, where r is
-    small for long.
+    bound it has twenty times as many: a descent may pass by a saddle, where r is small
+    for long.
     """
 
     def unmet(norm, z):
@@ -115,7 +115,7 @@ def run(
     if trace:
         rows = jnp.broadcast_to(norm[:, None], (norm.shape[0], max_steps + 1))
         history = jnp.zeros_like(rows).at[:, 0].set(norm)
-    most, longer = jnp.int32(solver.patience), jnp.int32(5 * solver.patience)
+    most, longer = jnp.int32(solver.patience), jnp.int32(20 * solver.patience)
     patience = jnp.where(problem.unique, most, longer)
     none = jnp.zeros_like(norm, dtype=jnp.int32)
     carry = _Carry(

@@ -122,6 +122,13 @@ def check_solver(solver, known: str = "") -> None:
         known: names of what else may be given, for the message.
     """
     if isinstance(solver, AbstractSolver):
+        try:
+            hash(solver)
+        except TypeError:
+            raise ValueError(
+                f"{type(solver).__name__} must be hashable, as options of jit are: "
+                "make it a @dataclass(frozen=True)"
+            ) from None
         return
     given = solver.replace("_", "") if isinstance(solver, str) else ""
     given = solver.__name__ if isinstance(solver, type) else given

@@ -5,6 +5,7 @@ from typing import Literal, TypedDict, Unpack, cast, overload
 
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
@@ -284,6 +285,11 @@ def _resolve_solver(
 
 def _raise_unless_converged(solution: Solution) -> None:
     result, (_, residual, converged, _) = solution[1:]
+    if isinstance(converged, Tracer):
+        raise ValueError(
+            "strict=True looks at the result, which jit and its like have not computed "
+            "yet; inside of them look at solution.result"
+        )
     if bool(converged.all()):
         return
     broken = result == Result.NONFINITE

@@ -52,12 +52,13 @@ def project_lam(lam, p, coupling: Coupling, constraint: str | None = "unique"):
         ValueError: an unknown constraint or coupling, or p <= 0.
     """
     check_coupling(coupling)
+    check_slope(p)
     if constraint not in CONSTRAINTS:
         raise ValueError(f"constraint must be one of {CONSTRAINTS}; got {constraint!r}")
     if constraint is None:
         return lam
     if constraint == "nonpositive":
-        return jnp.minimum(lam, 0)
+        return jnp.minimum(real_array("lam", lam), 0)
     lam, limit = real_array("lam", lam), MARGIN * uniqueness_bound(p, coupling)
     if not jnp.issubdtype(lam.dtype, jnp.floating):
         lam = lam.astype(float)

@@ -52,6 +52,8 @@ class ImplicitBias(nnx.Module):
         solver, adjoint, tol, max_steps: as in `implicit_bias`.
         rngs: needed only to draw lam.
 
+    lam and p are float32, whatever y is.
+
     Raises:
         ValueError: p <= 0, an unknown constraint, solver or adjoint, a lam of the wrong
             shape, or no rngs to draw it from.

@@ -189,6 +189,8 @@ def encode(value: Any) -> Any:
 
 
 def _encode_array(value: jax.Array | np.ndarray) -> Any:
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return {"keys": list(value.shape)}  # any will do, as for Rngs
     if value.ndim == 0 and not isinstance(value, Tracer):
         return encode(value.item())
     return {"array": list(value.shape), "dtype": str(value.dtype)}
@@ -276,6 +278,9 @@ def decode(value: Any) -> Any:
         return tuple(decode(v) for v in value["tuple"])
     if "dict" in value:
         return {decode(k): decode(v) for k, v in value["dict"]}
+    if "keys" in value:
+        key, shape = jax.random.key(0), tuple(value["keys"])
+        return jax.random.split(key, shape) if shape else key
     if "rngs" in value:
         return nnx.Rngs(value["rngs"])
     if "array" in value:

@@ -5,6 +5,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.attacks.network import check_evaluation_mode
+from ibnn_jax.core.labels import class_labels, integer_labels
 from ibnn_jax.nn.ucn import UCN
 
 
@@ -30,8 +31,11 @@ def hidden_margins(
         One distance per image; negative where the class is wrong already.
 
     Raises:
-        ValueError: the network has more than one block, or is in training mode.
+        ValueError: the network has more than one block, or is in training mode; labels
+            are not [N] integers, or are known not to be classes. NaN where a traced
+            label is none.
     """
+    labels = integer_labels(labels, len(images))
     if len(model.blocks) != 1:
         raise ValueError(
             "hidden_margins needs a network of one hidden layer; this one has "
@@ -46,7 +50,9 @@ def hidden_margins(
     c = c.reshape(kernel.shape)  # [activations, classes]
     gaps = jnp.linalg.norm(c[:, :, None] - c[:, None, :], axis=0)
     logits = model(images)
+    labels = class_labels(labels, len(gaps))
     own = jnp.take_along_axis(logits, labels[:, None], 1)
     distance = (own - logits) / jnp.where(gaps > 0, gaps, 1)[labels]
     is_own = jnp.arange(len(gaps)) == labels[:, None]
-    return jnp.where(is_own, jnp.inf, distance).min(1)
+    nearest = jnp.where(is_own, jnp.inf, distance).min(1)
+    return jnp.where(labels >= 0, nearest, jnp.nan)

@@ -38,7 +38,8 @@ def gain_spectrum(
         problem, layout = bind(z, lam, p, coupling)
         matvec = problem.linearise(problem.y).matvec  # at z, which is the y of `bind`
         # From z, so that it varies over a mesh as z does.
-        identity = jnp.eye(problem.y.shape[1], dtype=z.dtype)[:, None] + 0 * problem.y
+        y = problem.y
+        identity = jnp.eye(y.shape[1], dtype=y.dtype)[:, None] + 0 * y[None]
         hessian = jnp.moveaxis(jax.lax.map(matvec, identity), 0, -1)
         return layout.per_group(jnp.sort(1 / jnp.linalg.eigvalsh(hessian), axis=-1))
 

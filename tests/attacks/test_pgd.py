@@ -171,3 +171,32 @@ def test_it_is_the_attack_of_foolbox(norm, attack, eps):
     assert 0.1 < fooled.mean() < 1 and (expected != images).any((1, 2, 3)).all()
     np.testing.assert_allclose(found.images, expected, atol=1e-9)
     np.testing.assert_array_equal(found.fooled, fooled)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+def test_the_direction_of_l2_is_a_unit_whatever_the_gradient(dtype):
+    """That of a confident network has squares below the range of its dtype."""
+    centre = jnp.full((3, 20_000), 0.5, dtype)
+    ball = L2(
+        centre, jnp.ones((), dtype), jnp.zeros_like(centre), jnp.ones_like(centre)
+    )
+    gradient = jnp.stack(
+        [jnp.full(20_000, x, dtype) for x in (0, 10 * jnp.finfo(dtype).tiny, 1e3)]
+    )
+    found = ball.direction(gradient).astype(jnp.float32)
+    np.testing.assert_allclose(jnp.linalg.norm(found, axis=1), [0, 1, 1], rtol=5e-3)
+    np.testing.assert_array_equal(ball.project(centre), centre)
+    change = (ball.sample(jax.random.key(0)) - centre).astype(jnp.float32)
+    assert float(jnp.abs(jnp.linalg.norm(change, axis=1) - 1).max()) < 0.2
+
+
+def test_l2_fools_a_network_no_less_for_being_confident(case):
+    images, labels = case
+    fooled = [
+        pgd(
+            lambda x, s=scale: s * linear(x), images, labels, jax.random.key(0),
+            eps=0.5, norm="l2", random_start=False,
+        ).fooled.mean()
+        for scale in (1, 30)
+    ]  # fmt: skip
+    assert float(fooled[1]) == pytest.approx(float(fooled[0]), abs=0.05)

@@ -88,3 +88,5 @@ def test_whole_numbers_and_lists():
     assert float(ib.project_lam(1, 10, ib.Uniform())) == pytest.approx(0.095)
     projected = ib.project_lam(np.array([-3, 2]), 10.0, ib.Uniform())
     np.testing.assert_allclose(projected, [-3, 0.095])
+    projected = ib.project_lam([-3.0, 2.0], 10.0, ib.Uniform(), "nonpositive")
+    np.testing.assert_array_equal(projected, [-3, 0])

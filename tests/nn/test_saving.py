@@ -23,6 +23,12 @@ def squashed(x):
 
 
 @ib.saveable
+class FromKey(nnx.Module):
+    def __init__(self, key, keys):
+        self.w = nnx.Param(jax.random.normal(key, (2,)) + jax.random.normal(keys[0]))
+
+
+@ib.saveable
 class Residual(nnx.Module):
     """A user's own network, with what a constructor may take."""
 
@@ -304,3 +310,10 @@ def test_a_name_belongs_to_one_thing():
     with pytest.raises(ValueError, match="the name 'UCN' belongs to"):
         ib.saveable(Unknown, "UCN")
     assert ib.saveable(squashed) is squashed  # again, as in a notebook
+
+
+def test_keys_are_arguments_as_any_other(tmp_path):
+    model = FromKey(jax.random.key(3), jax.random.split(jax.random.key(4), 2))
+    ib.save(model, tmp_path / "model")
+    found = ib.load(tmp_path / "model")
+    np.testing.assert_array_equal(found.w[...], model.w[...])

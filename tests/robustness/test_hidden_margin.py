@@ -93,3 +93,13 @@ def test_jacobian_norm(batch_size):
 def test_jacobian_norm_needs_a_batch():
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         robustness.input_jacobian_norm(network(), images(1), batch_size=0)
+
+
+def test_labels_are_classes_one_per_image():
+    model, x = network(), images(4)
+    for labels in (jnp.zeros(1, int), [0, 1, 2, 0], jnp.full(4, -1), jnp.full(4, 7)):
+        with pytest.raises(ValueError, match="labels must be"):
+            robustness.hidden_margins(model, x, labels)
+    margins = jax.jit(lambda labels: robustness.hidden_margins(model, x, labels))
+    found = jnp.isnan(margins(jnp.array([0, 7, -1, 1])))
+    assert found.tolist() == [False, True, True, False]

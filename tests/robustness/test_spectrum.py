@@ -56,3 +56,11 @@ def test_the_spectrum_has_the_axes_of_the_groups():
     found = robustness.gain_spectrum(z, -0.5, 10.0, ib.Uniform((1, 2)))
     assert found.shape == (2, 5, 12)
     np.testing.assert_allclose(found[..., -1], 1, atol=1e-9)
+
+
+def test_the_spectrum_under_strict_promotion():
+    z = jnp.ones((2, 5), jnp.float16)
+    strict_dtypes = jax.numpy_dtype_promotion("strict")
+    with strict_dtypes, jax.numpy_rank_promotion("raise"):
+        found = robustness.gain_spectrum(z, -0.5, 10.0, ib.Uniform((-1,)))
+    assert found.shape == (2, 5)

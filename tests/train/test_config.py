@@ -84,8 +84,10 @@ WRONG = [
     ({"coupling": "5x5", "solver": "meanfield"}, "auto and newton take it"),
     ({"adjoint": "unrolled", "solver": "meanfield"}, "use solver newton"),
     ({"model": "nemon", "solver": "meanfield"}, "not for model nemon"),
-    ({"model": "nemon", "lam": -0.5}, "lam is for implicit bias, not for model nemon"),
+    ({"model": "nemon", "lam": -0.5}, "lam is for implicit bias, not nemon"),
     ({"model": "nemon", "coupling": "5x5"}, "coupling is for implicit bias"),
+    ({"model": "ibnn", "gamma": 0.5}, "gamma is for model nemon, not ibnn"),
+    ({"model": "nemon", "schedule": "cosine"}, "leaves the rate constant"),
     ({"adjoint": "exact"}, "implicit, unrolled, phantom"),
     ({"solver": "brent"}, "newton"),
     ({"solver": "newtn"}, "did you mean newton"),
@@ -207,3 +209,10 @@ def test_what_a_field_changes_stands_at_the_field():
         Config(p=3.0).compiled_part()
     )
     assert Config(p=3.0).compiled_part() != config.compiled_part()
+
+
+def test_rates_below_lr_min_where_no_schedule_uses_it():
+    assert Config(schedule="constant", lr_max=5e-4).lr_max == 5e-4
+    assert Config(model="nemon", lr_max=5e-4).lr_max == 5e-4
+    with pytest.raises(ValueError, match="at least lr_min"):
+        Config(schedule="cosine", lr_max=5e-4)

@@ -60,10 +60,10 @@ def _draw_model(axes, name: str, history: History, colour: str) -> None:
             label = f"{name}, {part}"
             _band(accuracy, 100 * history[f"{part}_accuracy"], colour, label, style)
             _band(loss, history[f"{part}_loss"], colour, label, style)
-    for layer in range(history["lam"].shape[2] if "lam" in history else 0):
-        label, style = f"{name}, layer {layer + 1}", STYLES[layer % len(STYLES)]
-        _band(lam, history["lam"][:, :, layer], colour, label, style)
-        _band(steps, history["solver_steps"][:, :, layer], colour, label, style)
+    for axis, key in ((lam, "lam"), (steps, "solver_steps")):
+        for layer in range(history[key].shape[2] if key in history else 0):
+            label, style = f"{name}, layer {layer + 1}", STYLES[layer % len(STYLES)]
+            _band(axis, history[key][:, :, layer], colour, label, style)
 
 
 def _band(axis, values: np.ndarray, colour: str, label: str, style: str) -> None:
@@ -83,4 +83,4 @@ def _finish(axis, title: str) -> None:
         axis.legend(fontsize=8)
         return
     options = {"ha": "center", "va": "center", "transform": axis.transAxes}
-    axis.text(0.5, 0.5, "no implicit layer", color="gray", **options)
+    axis.text(0.5, 0.5, "none", color="gray", **options)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def _in_unit_range(path: Path, images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{path}: floating-point images must be in [0, 1]; they are in "
             f"{images.min():g}..{images.max():g}"
+        )
+    low, high = float(images.min(initial=0)), float(images.max(initial=0))
+    if low < 0 or high > 1:
+        warnings.warn(
+            f"{path}: images are in {low:g}..{high:g}, not in [0, 1]; they are taken "
+            "as they are",
+            stacklevel=3,
         )
     return images.astype(np.float32)
 
