@@ -71,6 +71,21 @@ def test_more_epochs_extend_a_run_of_constant_rates(tiny_config, tmp_path):
         complete(dataclasses.replace(config, epochs=4))
 
 
+def test_more_epochs_extend_both_models(tiny_config, tmp_path):
+    """The second model goes on too, and is not begun again."""
+    config = tiny_config(schedule="constant", model="both", epochs=2)
+    complete(config)
+    longer = dataclasses.replace(config, epochs=3)
+    lines = []
+    folder = complete(longer, say=lines.append)
+    assert sum("going on after epoch 2 of 3" in line for line in lines) == 2
+    whole = complete(dataclasses.replace(longer, out=str(tmp_path / "whole")))
+    found, expected = folders.read(folder.path), folders.read(whole.path)
+    for model in ("sm", "ibnn"):
+        for key in ("test_loss", "train_accuracy"):
+            np.testing.assert_array_equal(found[model][key], expected[model][key])
+
+
 @pytest.mark.parametrize("schedule", ["triangular", "cosine"])
 def test_other_schedules_cannot_be_extended(tiny_config, schedule):
     config = tiny_config(schedule=schedule)

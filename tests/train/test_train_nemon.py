@@ -8,6 +8,7 @@ import pytest
 
 from train.config import Config
 from train.engine import loop, objective, program
+from train.runs import summary
 
 
 @pytest.fixture
@@ -105,3 +106,11 @@ def test_what_changes_from_epoch_to_epoch():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Config(dataset="x.npz", **options)
+
+
+def test_the_table_says_what_is_certified(nemon, tiny_data):
+    last = loop.train(nemon(epochs=2, certified_eps=0.01, seeds=2), tiny_data())
+    results = summary.summarize({"nemon": last.history | {"seconds": np.ones(2)}})
+    certified = last.history["test_certified"][:, -1]
+    assert results["nemon"]["certified_last"][0] == np.median(certified)
+    assert "certified, last" in summary.table(results)

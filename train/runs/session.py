@@ -214,8 +214,6 @@ class Session:
             snapshots[model] = self.team.together(
                 lambda a=arrays, t=template: restored(a, t)
             )
-            if snapshots[model].epoch < self.config.epochs:
-                break
         return snapshots
 
     def _start_logs(self, snapshots: "dict[str, Snapshot]") -> None:

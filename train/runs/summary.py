@@ -30,6 +30,8 @@ def selected_accuracy(history: History) -> np.ndarray:
 def summarize(runs: dict[str, History]) -> dict[str, dict]:
     """Results per model of `read`: numbers, or [median, low, high] over the seeds.
 
+    certified_last: share of the test images that are certified, after certified
+        training.
     accuracy_selected: test accuracy at the epoch of the lowest loss on the validation
         images, or on the test images where there are none (selected_by says which).
     epochs_to_sm_best: median over the seeds of the first epoch whose accuracy reaches
@@ -67,6 +69,8 @@ def _result(history: History) -> dict:
         "seconds": round(float(history["seconds"].sum()), 1),
         "seconds_per_epoch": _median_seconds(history),
     }
+    if "test_certified" in history:
+        result["certified_last"] = spread(history["test_certified"][:, -1])
     if "solver_steps" in history:
         lam = history.get("lam", np.zeros((1, 1, 0)))[:, -1]
         result["lam_last"] = [spread(lam[:, i]) for i in range(lam.shape[1])]
@@ -156,6 +160,7 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
     Best accuracies on the test set are shown only where the test set chose the weights.
     """
     has_sm = standard_beside("sm", results) is not None
+    certified = any("certified_last" in r for r in results.values())
     by_test = all(r["selected_by"] == "test" for r in results.values())
     selected = "at lowest loss" if by_test else "at lowest val. loss"
     columns = [
@@ -163,6 +168,7 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
         "accuracy %, last",
         *(["best"] if by_test else []),
         selected,
+        *(["certified, last"] if certified else []),
         "parameters",
         "epochs to SM's best",
         "solver steps",
@@ -174,12 +180,16 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
     for name, result in results.items():
         count = (parameters or {}).get(name.split()[0], "-")
         best = [_percent(result["accuracy_best"])] if by_test else []
+        proved = (
+            _percent(result["certified_last"]) if "certified_last" in result else "-"
+        )
         rows.append(
             [
                 name,
                 _percent(result["accuracy_last"]),
                 *best,
                 _percent(result["accuracy_selected"]),
+                *([proved] if certified else []),
                 str(count),
                 _reached(result, has_sm),
                 *_solver_cells(result),
