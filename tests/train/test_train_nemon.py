@@ -8,7 +8,9 @@ import pytest
 
 from train.config import Config
 from train.engine import loop, objective, program
+from train.errors import UserError
 from train.runs import summary
+from train.runs.session import complete
 
 
 @pytest.fixture
@@ -114,3 +116,11 @@ def test_the_table_says_what_is_certified(nemon, tiny_data):
     certified = last.history["test_certified"][:, -1]
     assert results["nemon"]["certified_last"][0] == np.median(certified)
     assert "certified, last" in summary.table(results)
+
+
+def test_a_network_that_cannot_be_built_leaves_no_folder(tmp_path):
+    out = tmp_path / "run"
+    config = Config(dataset="digits", model="nemon", front="4,8", out=str(out))
+    with pytest.raises(UserError, match="leave nothing of images"):
+        complete(config)
+    assert not out.exists()

@@ -73,7 +73,7 @@ class Session:
         """Train, resume, or do nothing if it is all there; the finished folder."""
         self._check_options()
         begun = self.team.broadcast_from_first((self.folder / "config.json").exists)
-        # Data that is missing leaves no folder behind.
+        # Data that is missing leaves no folder behind, nor does a network that fails.
         dataset = None if begun else self._load_data()
         with contextlib.ExitStack() as stack:
 
@@ -118,6 +118,7 @@ class Session:
         from train.data import prepare
         from train.distributed.sharding import make_mesh
         from train.engine import compile_cache
+        from train.engine.loop import parameters
 
         compile_cache.enable(self.config.compile_cache)
         if self.config.x64:
@@ -129,6 +130,8 @@ class Session:
             make_mesh(config.seeds, config.devices, config.data_devices)
             dataset = prepare(config)
             config.check_window(dataset.image_shape[:2])
+            for model in self.models:
+                parameters(config, dataset, model)
             return dataset
 
         dataset = self.team.together(load)
