@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     command_line = parser()
     options, unknown = command_line.parse_known_args(arguments)
     if unknown:
-        known = [_flag(field) for field in dataclasses.fields(Config)]
+        fields = dataclasses.fields(Config) if options.command == "train" else ()
+        known = [_flag(field) for field in fields]
         near = did_you_mean(unknown[0].partition("=")[0], known)
         command_line.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
     return options.function(options)

@@ -303,10 +303,8 @@ class Config:
                 )
 
     def _check_training(self) -> None:
-        nemon = self.model == "nemon"
-        chosen = OPEN_NEMON if nemon else OPEN
-        highest = self.lr_max or chosen["lr_max"]
-        if (self.schedule or chosen["schedule"]) in FROM_LR_MIN:
+        highest = self.lr_max or self._open["lr_max"]
+        if (self.schedule or self._open["schedule"]) in FROM_LR_MIN:
             # Two equal ones may be meant where both are given.
             flat = self.lr_max is None and highest == self.lr_min
             if flat or highest < self.lr_min:
@@ -319,11 +317,12 @@ class Config:
                 f"first_seed + seeds must be at most 2^32, not "
                 f"{self.first_seed + self.seeds}"
             )
+        nemon = self.model == "nemon"
         owner = "implicit bias" if nemon else "model nemon"
         for name in OF_IMPLICIT_BIAS if nemon else OF_NEMON:
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} is for {owner}, not {self.model}")
-        _ = self.front_channels  # or it says what is wrong
+        _ = self.front_channels  # raises where front is no list of channels
         if self.train_eps and not self.certified_eps:
             raise ValueError("train_eps needs certified_eps")
         if self.x64 and self.precision != "float32":
@@ -353,6 +352,11 @@ class Config:
             )
 
     @property
+    def _open(self) -> dict:
+        """The values of the options that are left open, by the model."""
+        return OPEN_NEMON if self.model == "nemon" else OPEN
+
+    @property
     def validation_share(self) -> float:
         """Share of the training images that chooses the epoch; 0: the test set does."""
         return 0.0 if self.as_paper else self.val_fraction
@@ -372,8 +376,7 @@ class Config:
         if dataset.endswith(".npz"):
             dataset = str(Path(dataset).expanduser())
         nemon = self.model == "nemon"
-        open_ = OPEN_NEMON if nemon else OPEN
-        chosen = {k: v for k, v in open_.items() if getattr(self, k) is None}
+        chosen = {k: v for k, v in self._open.items() if getattr(self, k) is None}
         config = dataclasses.replace(
             self,
             dataset=dataset,

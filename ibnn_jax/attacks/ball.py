@@ -84,11 +84,7 @@ class L2(Ball):
     norm: str = "l2"
 
     def project(self, x):
-        return self._wide._project(_wide(x)).astype(x.dtype)
-
-    @property
-    def _wide(self) -> "L2":
-        return jax.tree.map(_wide, self)
+        return _widened(self)._project(_widened(x)).astype(x.dtype)
 
     def _project(self, x):
         change = self._shorten(x - self.centre)
@@ -114,7 +110,7 @@ class L2(Ball):
         return jnp.minimum(1, (jnp.sqrt(along**2 + square * left) - along) / square)
 
     def sample(self, key):
-        ball, shape = self._wide, self.centre.shape
+        ball, shape = _widened(self), self.centre.shape
         direction, radius = jax.random.split(key)
         noise = jax.random.normal(direction, shape, ball.centre.dtype)
         lengths, pixels = shape[:1] + (1,) * (len(shape) - 1), prod(shape[1:])
@@ -124,15 +120,17 @@ class L2(Ball):
 
     def direction(self, gradient):
         # The gradient of a confident network is so small that its square is 0.
-        axes = tuple(range(1, gradient.ndim))
-        largest = jnp.abs(_wide(gradient)).max(axes, keepdims=True)
-        scaled = _wide(gradient) / jnp.where(largest > 0, largest, 1)
+        wide, axes = _widened(gradient), tuple(range(1, gradient.ndim))
+        largest = jnp.abs(wide).max(axes, keepdims=True)
+        scaled = wide / jnp.where(largest > 0, largest, 1)
         return (scaled / _length(scaled)).astype(gradient.dtype)
 
 
-def _wide(x):
-    """x in float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _widened(tree):
+    """Every leaf in float32 at least."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
 
 
 def _dot(a, b):

@@ -28,12 +28,12 @@ def hidden_margins(
         images, labels: what it is asked, and the right classes.
 
     Returns:
-        One distance per image; negative where the class is wrong already.
+        One distance per image; negative where the class is wrong already, NaN where a
+        traced label is no class.
 
     Raises:
         ValueError: the network has more than one block, or is in training mode; labels
-            are not [N] integers, or are known not to be classes. NaN where a traced
-            label is none.
+            are not [N] integers, or are known not to be classes.
     """
     labels = integer_labels(labels, len(images))
     if len(model.blocks) != 1:

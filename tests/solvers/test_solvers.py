@@ -218,6 +218,19 @@ def test_past_the_bound_the_solution_is_the_one_descent_reaches(coupling, solver
     assert (problem.energy(z) <= problem.energy(problem.y) + 1e-12).all()
 
 
+@pytest.mark.parametrize(
+    "solver", [Newton(), GradientDescent()], ids=lambda s: type(s).__name__
+)
+def test_past_the_bound_a_descent_outlasts_the_saddles_it_passes(solver):
+    """Beside a saddle r is smaller than it is for many steps after it."""
+    draws = [np.random.default_rng(seed).normal(size=(6, 6)) for seed in range(4)]
+    y = 0.02 * jnp.asarray(np.stack(draws), jnp.float32)
+    lam = jnp.array([0.12, 0.2, 0.4])[:, None, None, None]
+    y = jnp.broadcast_to(y, (3, *y.shape))
+    found = ibnn_jax.solve(y, lam, 10.0, Window((3, 3), axes=(-2, -1)), solver=solver)
+    assert (found.result == Result.CONVERGED_NOT_UNIQUE).all()
+
+
 def path(solver, problem, steps):
     """The states of the first steps, stacked on axis 0."""
     active = jnp.ones(len(problem.y), bool)
@@ -453,14 +466,3 @@ def test_small_elimination(key):
     np.testing.assert_allclose(
         _solve(gram, b), np.linalg.solve(gram, b[:, :, None])[:, :, 0], rtol=1e-9
     )
-
-
-@pytest.mark.parametrize("solver", [Newton(), GradientDescent()], ids=str)
-def test_past_the_bound_a_descent_outlasts_the_saddles_it_passes(solver):
-    """Where r is smaller for long than for many steps after."""
-    draws = [np.random.default_rng(seed).normal(size=(6, 6)) for seed in range(4)]
-    y = 0.02 * jnp.asarray(np.stack(draws), jnp.float32)
-    lam = jnp.array([0.12, 0.2, 0.4])[:, None, None, None]
-    y = jnp.broadcast_to(y, (3, *y.shape))
-    found = ibnn_jax.solve(y, lam, 10.0, Window((3, 3), axes=(-2, -1)), solver=solver)
-    assert (found.result == Result.CONVERGED_NOT_UNIQUE).all()

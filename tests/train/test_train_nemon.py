@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from train.config import Config
 from train.engine import loop, objective, program
 from train.errors import UserError
-from train.runs import summary
+from train.runs import plots, summary
 from train.runs.session import complete
 
 
@@ -124,3 +125,12 @@ def test_a_network_that_cannot_be_built_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="leave nothing of images"):
         complete(config)
     assert not out.exists()
+
+
+def test_curves_show_the_steps_of_a_network_without_lam(nemon, tiny_data):
+    axes = plt.subplots(1, 4)[1]
+    history = loop.train(nemon(epochs=2, seeds=2), tiny_data()).history
+    plots._draw_model(axes, "nemon", history, "C0")
+    _, _, lam, steps = axes
+    assert steps.has_data() and not lam.has_data()
+    plt.close()

@@ -123,10 +123,16 @@ def _check_ranges(path: Path, train: np.ndarray, test: np.ndarray) -> None:
             f"{path}: floating-point images must be in [0, 1]; those to train and to "
             f"test are in {shown}. Divide both by the same number, or save uint8"
         )
-    if min(low for low, _ in ranges) < 0 or max(sizes) > 1:
+    warn_outside_unit_range(path, ranges)
+
+
+def warn_outside_unit_range(path: Path, ranges: list[tuple[float, float]]) -> None:
+    """Say that images of these ranges, one for each part, are not in [0, 1]."""
+    if any(low < 0 or high > 1 for low, high in ranges):
+        shown = " and ".join(f"{low:g}..{high:g}" for low, high in ranges)
         warnings.warn(
             f"{path}: images are in {shown}, not in [0, 1]; they are taken as they are",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from train.data.npz import read_arrays
+from train.data.npz import read_arrays, warn_outside_unit_range
 from train.runs.ensemble import Ensemble
 from train.runs.files import write_text
 from train.runs.summary import aligned
@@ -75,13 +74,8 @@ def _in_unit_range(path: Path, images: np.ndarray) -> np.ndarray:
             f"{path}: floating-point images must be in [0, 1]; they are in "
             f"{images.min():g}..{images.max():g}"
         )
-    low, high = float(images.min(initial=0)), float(images.max(initial=0))
-    if low < 0 or high > 1:
-        warnings.warn(
-            f"{path}: images are in {low:g}..{high:g}, not in [0, 1]; they are taken "
-            "as they are",
-            stacklevel=3,
-        )
+    span = float(images.min(initial=0)), float(images.max(initial=0))
+    warn_outside_unit_range(path, [span])
     return images.astype(np.float32)
 
 

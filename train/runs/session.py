@@ -131,7 +131,7 @@ class Session:
             dataset = prepare(config)
             config.check_window(dataset.image_shape[:2])
             for model in self.models:
-                parameters(config, dataset, model)
+                parameters(config, dataset, model)  # builds the network
             return dataset
 
         dataset = self.team.together(load)
@@ -162,9 +162,7 @@ class Session:
 
         from train.engine.loop import parameters
 
-        counts = self.team.together(
-            lambda: {m: parameters(self.config, dataset, m) for m in self.models}
-        )
+        counts = {m: parameters(self.config, dataset, m) for m in self.models}
         setup = {"data": describe_data(dataset), "parameters": counts} | environment()
         self.team.broadcast_from_first(lambda: self.folder.check_setup(setup))
         count = self.team.count

@@ -22,7 +22,7 @@ class Grid:
 
     Args:
         nodes: how many; a multiple of 32.
-        spacing: between neighbours, in units of x = p z.
+        spacing: between neighbours, in units of x = p z; at least 0.2, for `halo`.
     """
 
     nodes: int
@@ -48,15 +48,13 @@ class Grid:
 
     @property
     def halo(self) -> int:
-        """How many nodes on each side of a block it sees each on its own.
+        """How many nodes beyond each end of a block act on it one by one.
 
-        Farther away tanh is a sign and sech^2 nothing, but for less than the error.
+        To those farther away tanh is its sign and sech^2 is 0, which errs by less than
+        `error`.
         """
-        step = spline.taps(self.spacing).step
-        halo = BLOCK // 2
-        while (np.abs(step[halo + 1 :]) > self.error).any():
-            halo *= 2
-        return halo
+        beyond_half = np.abs(spline.taps(self.spacing).step[BLOCK // 2 + 1 :])
+        return BLOCK if (beyond_half > self.error).any() else BLOCK // 2
 
     def run(self, f: Callable, *arrays: Array):
         """f(self, *arrays)."""
@@ -74,7 +72,8 @@ class Grid:
         """Coefficients of G(t) = sum_k v_k tanh(x_k - t) for the charges of v."""
         halo, dtype = self.halo, charges.dtype
         near = self._product(charges, spline.taps(self.spacing).step, odd=True, far=1)
-        first = np.arange(-halo, self.nodes + halo, halo)[:, None]  # node of a piece
+        # The first node of every piece, and of every block.
+        first = np.arange(-halo, self.nodes + halo, halo)[:, None]
         block = np.arange(0, self.nodes, BLOCK)
         above, below = first > block + BLOCK, first < block - halo
         sign = above.astype(dtype) - below.astype(dtype)
@@ -154,7 +153,7 @@ class Place:
     ) -> Float[Array, "G nodes+2halo"]:
         """sum_k v_k beta(x_k / h - j) / n at the nodes j; v = 1 when None.
 
-        On each side of the nodes lie as many that are empty as the halo has.
+        Before the nodes and after them lie a halo of empty ones.
         """
         u, n = self.u[..., None], self.u.shape[1]
         cubics = jnp.asarray(spline.WEIGHTS / n, u.dtype)[None, None]
@@ -187,8 +186,8 @@ class Place:
         """Every neuron's row added to its four nodes."""
         (groups, n), grid = self.cell.shape, self.grid
         length = grid.nodes + 2 * grid.halo
-        # An addition waits for the last one where the two overlap, unless they are to
-        # the very same nodes. Where neurons lie close, cells take turns at four sums.
+        # An addition waits for the one before it where the two share some of their
+        # nodes, but not all. Where neurons lie close, cells take turns at four sums.
         copies = 4 if n > grid.nodes else 1
         group = jnp.arange(groups, dtype=jnp.int32)[:, None]
         first = (copies * group + self.cell % copies) * length + grid.halo + self.cell

@@ -219,7 +219,7 @@ def respond(
         length = jnp.where(whole, 1, length)
         rest = r - length * image
         new = size(rest)
-        if start is not None:  # it is let go where it is no nearer than 0
+        if start is not None:  # it is dropped where 0 is at least as near
             near = (i >= 0) | (new < square)
             length, new = jnp.where(near, length, 0), jnp.where(near, new, square)
             rest = jnp.where(near, rest, r)
@@ -253,7 +253,7 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
 
 
 def _mean(x: Float[Array, "G n"]) -> Float[Array, "G 1"]:
-    """Over the neurons; as a product, which takes XLA half the time of a sum."""
+    """The mean over the neurons, as a product: docs/notes/xla.md#means."""
     ones = jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype)
     return jnp.matmul(x, ones, precision=jax.lax.Precision.HIGHEST)
 
