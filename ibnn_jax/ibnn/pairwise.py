@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.core.batching import product
+from ibnn_jax.core.batching import product, product_from_left
 from ibnn_jax.ibnn.sigmas import Sigma
 
 Pair = Callable[[Array, Array], Array]  # elementwise (z_k - z_i, p) -> value
@@ -253,20 +253,20 @@ class DenseOperator(Operator):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["weight"],
-    meta_fields=["shape", "sigma", "product"],
+    meta_fields=["shape", "sigma", "product_from_left"],
 )
 @dataclass(frozen=True)
 class PointsOperator(Operator):
     """A few points of mass weight_k that stand for many neurons: w_ik = weight_k.
 
-    Symmetric in the inner product by these weights. product: of a matrix and a vector
-    in every group; a GPU kernel has its own.
+    Symmetric in the inner product by these weights. product_from_left: of a vector and
+    a matrix in every group; a GPU kernel has its own.
     """
 
     shape: tuple[int, ...]
     sigma: Sigma
     weight: Float[Array, "G k"]
-    product: Callable[[Array, Array], Array] = product
+    product_from_left: Callable[[Array, Array], Array] = product_from_left
 
     def pair_sum(self, f, z, p, v=None):
         # Few enough to keep what does not change, here and in `linearised`.
@@ -274,7 +274,9 @@ class PointsOperator(Operator):
 
     def _pair_sum(self, f, z, p, v):
         mass = self.weight if v is None else self.weight * v
-        return self.product(f(z[:, None, :] - z[:, :, None], p[:, :, None]), mass)
+        # By source and target: a GPU kernel then sums within each of its threads.
+        pairs = z[:, :, None] - z[:, None, :]
+        return self.product_from_left(mass, f(pairs, p[:, :, None]))
 
     def average(self, v):
         return jnp.broadcast_to((self.weight * v).sum(-1, keepdims=True), v.shape)
@@ -286,7 +288,7 @@ class PointsOperator(Operator):
         kernel = _slopes(self.sigma, z, p)
 
         def apply(v):
-            return self.product(kernel, self.weight * v)
+            return self.product_from_left(self.weight * v, kernel)  # it is symmetric
 
         return apply(jnp.ones_like(z)), apply
 

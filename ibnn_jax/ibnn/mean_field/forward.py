@@ -14,8 +14,8 @@ from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import on_grids
+from ibnn_jax.ibnn.mean_field.point_system import LINEAR_TOL
 from ibnn_jax.ibnn.mean_field.reduced import (
-    LINEAR_TOL,
     WIDTHS,
     Attempt,
     Points,
@@ -51,14 +51,14 @@ class _State(NamedTuple):
 
 
 def prepare(
-    problem: IBNNProblem, settings: SolveSettings | None, on_points
+    problem: IBNNProblem, settings: SolveSettings | None, on_points, moments
 ) -> tuple[Setting, Bool[Array, "G"]]:
     """(the problem sanitised, with the range of y, which groups were finite)."""
     span = problem.span()
     problem, valid = problem.sanitised()
     span = Span(*select(valid, span, jax.tree.map(jnp.zeros_like, span)))
     tol, max_steps = (settings.tol, settings.max_steps) if settings else (0.0, 0)
-    return Setting(problem, span, tol, max_steps, on_points), valid
+    return Setting(problem, span, tol, max_steps, on_points, moments), valid
 
 
 @dataclass(frozen=True)

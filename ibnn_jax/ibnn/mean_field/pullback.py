@@ -49,7 +49,7 @@ class Pullback:
         valid = self.valid & jnp.isfinite(attempt.residual)
         level = v.mean(-1, keepdims=True)
         v = v - level
-        u, ok = self._solve(v, valid)
+        u, ok, bias = self._solve(v, valid)
         exact = self._unsolved(valid, ok)
         if not self.small and self.options.max_relative_residual < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
@@ -61,23 +61,26 @@ class Pullback:
 
         # Each on its own, so that XLA leaves out what no gradient is asked for.
         by_p = total(self._bias_by_p(valid, exact))
-        by_lam = total(self._bias(valid & ~exact))
+        by_lam = total(bias)
         gradient = IBNNProblem(u + level, by_lam, problem.lam * by_p, problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
-    def _solve(self, v, valid) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
-        """(u, the groups in which it solves what z solves)."""
+    def _solve(self, v, valid):
+        """(u, the groups in which it solves what z solves, B at the neurons)."""
         attempt, points = self.residuals.attempt, self.residuals.points
         # Also where grids solved all: it takes little, a branch costs the others more.
         u, ok = reduced_adjoint(self.setting, attempt, points, v, self.options)
         if not (self.grids or self.residuals.later or self.small):
-            return u, ok
+            return u, ok, attempt.bias
+        # One branch for all that few groups need: a GPU waits for each.
+        needed = (self.residuals.number > 0) | ~ok | (attempt.widths > WIDTHS)
         return jax.lax.cond(
-            ((self.residuals.number > 0) | ~ok).any(),
-            lambda u, ok: self._finish(u, ok, v, valid),
-            lambda u, ok: (u, ok),
+            needed.any(),
+            lambda u, ok, bias: self._finish(u, ok, v, valid),
+            lambda *found: found,
             u,
             ok,
+            attempt.bias,
         )
 
     @property
@@ -106,11 +109,13 @@ class Pullback:
         return valid & ((self.residuals.number > last) | ~ok)
 
     def _finish(self, u, ok, v, valid):
-        """The groups of later attempts and grids on their own, the rest pairwise."""
+        """`_solve`: the groups of later attempts and grids on their own, the rest
+        pairwise.
+        """
 
         def on_points(_, problem, span, attempt, z, v):
             setting = self.setting._replace(problem=problem, span=span)
-            points = rebuild_points(problem, span, z)
+            points = rebuild_points(setting, z)
             return reduced_adjoint(setting, attempt, points, v, self.options)
 
         problem, span = self.setting.problem, self.setting.span
@@ -126,7 +131,7 @@ class Pullback:
         if self.small:
             mask, side = self._unsolved(valid, ok), v.shape[1]
             u = run_where(mask, self._pairwise, u, problem, attempt.bias, v, side=side)
-        return u, ok
+        return u, ok, self._bias(valid & ~self._unsolved(valid, ok))
 
     def _pairwise(self, _, problem: IBNNProblem, bias, v):
         options = self.options
@@ -157,13 +162,14 @@ class Pullback:
         attempt, grid = self.residuals.attempt, self.residuals.grid
 
         def on_points(_, problem, span, z):
-            return bias_by_p(problem, span, rebuild_points(problem, span, z))
+            setting = self.setting._replace(problem=problem, span=span)
+            return bias_by_p(setting, rebuild_points(setting, z))
 
         def pairwise(_, problem, bias):
             slope, z = problem.op.sigma.derivative, _centred_z(problem, bias)
             return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
-        by_p = bias_by_p(problem, span, self.residuals.points)
+        by_p = bias_by_p(self.setting, self.residuals.points)
         for mask, z in self._later(valid):
             by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
         rest = exact | (valid & (attempt.widths > WIDTHS_BY_P))

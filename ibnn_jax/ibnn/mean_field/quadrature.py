@@ -91,10 +91,11 @@ class Place(NamedTuple):
     u: Float[Array, "G n"]
     cells: Cells
 
-    def quadrature(self, weights: Float[Array, "G n"] | float) -> Quadrature:
-        """The points that replace neurons of the given non-negative weights."""
-        nodes, width = self.cells
-        m = self._moments(weights)
+    def quadrature(self, moments: list[Float[Array, "G m"]]) -> Quadrature:
+        """The points that replace neurons, from the moments of their weights, none of
+        them negative.
+        """
+        (nodes, width), m = self.cells, moments
         b0, b1 = jnp.maximum(m[1] - m[2], 0), m[2] - m[3]  # moments of u (1 - u)
         inner = jnp.clip(
             jnp.where(b0 > 0, b1 / jnp.where(b0 > 0, b0, 1), 0.5), 1e-3, 1 - 1e-3
@@ -125,12 +126,12 @@ class Place(NamedTuple):
         return Quadrature(points, weights, inner, defect)
 
     def spread(
-        self, v: Float[Array, "G n"]
+        self, moments: list[Float[Array, "G m"]]
     ) -> tuple[Float[Array, "G m+1"], Float[Array, "G m+1"]]:
         """(a, b) with sum_k v_k f(x_k) = sum_j a_j f_j + b_j f'_j at the nodes, exact
-        for cubic f.
+        for cubic f, from the moments of v.
         """
-        m0, m1, m2, m3 = self._moments(v)
+        m0, m1, m2, m3 = moments
         right, tail = 3 * m2 - 2 * m3, m3 - m2
         first = _at_nodes(m0 - right, right)
         return first, self.cells.width * _at_nodes(m1 - m2 + tail, tail)
@@ -189,7 +190,7 @@ class Place(NamedTuple):
         # Unsigned, so that it is never counted from the end.
         return (self.cell + first).astype(jnp.uint32)
 
-    def _moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
+    def moments(self, v: Float[Array, "G n"] | float) -> list[Float[Array, "G m"]]:
         """v, v u, v u^2 and v u^3 summed over the points of every cell.
 
         Each platform has its own way; GPUs look at all points while cells are few."""
@@ -203,7 +204,7 @@ class Place(NamedTuple):
         )
 
     def _compared(self, v):
-        """`_moments` on accelerators: each cell looks at all points, which has no
+        """`moments` on accelerators: each cell looks at all points, which has no
         additions in an order left to chance.
         """
         inside = self._inside()
@@ -212,7 +213,7 @@ class Place(NamedTuple):
         ]
 
     def _scattered(self, v):
-        """`_moments` by one scatter of rows.
+        """`moments` by one scatter of rows.
 
         The powers in a row are products of u and u^2, which vectorises. Neighbours in
         an image are alike and often share a cell. With one sum for all of them each

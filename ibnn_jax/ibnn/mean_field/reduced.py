@@ -12,22 +12,14 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ibnn_jax.ibnn.mean_field.quadrature import Cells, Place, Quadrature
-from ibnn_jax.core.batching import product
-from ibnn_jax.core.iterate import Run, run
-from ibnn_jax.core.linear_solve import LinearSettings, linear_solve
-from ibnn_jax.ibnn.pairwise import PointsOperator, UniformOperator
+from ibnn_jax.core.iterate import Run
+from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
-from ibnn_jax.ibnn.sigmas import Sigma
-from ibnn_jax.solvers.newton import Newton
+from ibnn_jax.ibnn.mean_field import point_system
 
-# Of Newton's inner solves: the starts are good, and the tolerance is not tight
-LINEAR_TOL = 0.05
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
-# Of Newton on the points: past it weightless ones go in circles, or rounding holds all
-# of them up
-MOST_STEPS = 30
 # Least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
 FLAT = 1e-2
 
@@ -44,6 +36,7 @@ class Points(NamedTuple):
     g2: Float[Array, "G m+1"]
     y1: Float[Array, "G m+1"]
     y2: Float[Array, "G m+1"]
+    missed: Float[Array, "G"]  # of G, by the quadrature; an estimate
 
     @property
     def at_nodes(self):
@@ -109,7 +102,8 @@ class Setting(NamedTuple):
     span: Span  # of y
     tol: float
     max_steps: int
-    on_points: Callable  # (f, *arrays): applies f to the points of every group
+    on_points: Callable  # (f, *arrays) -> f(how, *arrays), for f of `point_system`
+    moments: Callable  # (place, v) -> place.moments(v)
 
 
 def solve_with_cells(
@@ -117,7 +111,7 @@ def solve_with_cells(
 ) -> tuple[Attempt, Points]:
     """Solve with `count` cells, from the solution with fewer where there is one."""
     problem = setting.problem
-    place, quadrature = _stand_ins(problem, setting.span, count)
+    place, quadrature = _stand_ins(setting, count)
     points, ran = _solve_points(setting, place.cells, quadrature, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
@@ -127,28 +121,26 @@ def solve_with_cells(
     return Attempt(bias, slope, residual, resolved, widths, ran.steps), points
 
 
-def rebuild_points(
-    problem: IBNNProblem, span: Span, z: Float[Array, "G 2m+2"]
-) -> Points:
+def rebuild_points(setting: Setting, z: Float[Array, "G 2m+2"]) -> Points:
     """The Points of which only z was kept."""
-    place, quadrature = _stand_ins(problem, span, z.shape[1] // 2 - 1)
-    return _points_of(problem, place.cells, quadrature, z)
+    count = z.shape[1] // 2 - 1
+    place, quadrature = _stand_ins(setting, count)
+    return _points_of(setting, place.cells, quadrature, z)
 
 
-def _stand_ins(
-    problem: IBNNProblem, span: Span, count: int
-) -> tuple[Place, Quadrature]:
+def _stand_ins(setting: Setting, count: int) -> tuple[Place, Quadrature]:
     """The neurons in `count` cells, and the points that stand for them."""
-    place = _neurons(problem, span, Cells.spanning(span.radius, count))
-    return place, place.quadrature(1 / problem.y.shape[1])
+    place = _neurons(setting, Cells.spanning(setting.span.radius, count))
+    moments = setting.moments(place, 1 / setting.problem.y.shape[1])
+    return place, place.quadrature(moments)
 
 
-def _neurons(problem: IBNNProblem, span: Span, cells: Cells) -> Place:
+def _neurons(setting: Setting, cells: Cells) -> Place:
     """The neurons in the cells, which lie around 0.
 
     So nothing as large as the shared part of y is subtracted from its like.
     """
-    return cells.locate(problem.y - span.centre)
+    return cells.locate(setting.problem.y - setting.span.centre)
 
 
 def _solve_points(
@@ -157,12 +149,9 @@ def _solve_points(
     """Newton on the points, from their own start or from coarser cells' solution."""
     problem, lam = setting.problem, setting.problem.lam
 
-    def newton(y, lam, p, weights, threshold, *start, product=product):
-        op = PointsOperator(y.shape[1:], problem.op.sigma, weights, product)
-        small = IBNNProblem(y, lam, p, op)
-        steps = min(setting.max_steps, MOST_STEPS)
-        begin = start[0] if start else small.start()
-        return run(Newton(linear_tol=LINEAR_TOL), small, begin, threshold, steps)
+    def newton(how, y, lam, p, weights, threshold, start=None):
+        most = setting.max_steps
+        return point_system.solve(how, y, lam, p, weights, threshold, start, most)
 
     start = []
     if coarser is not None:
@@ -178,19 +167,23 @@ def _solve_points(
     threshold = jnp.minimum(threshold_of(problem, 0.25 * setting.tol, span), share)
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
     ran = setting.on_points(newton, *inputs, *start)
-    return _points_of(problem, cells, quadrature, ran.z), ran
+    return _points_of(setting, cells, quadrature, ran.z), ran
 
 
-def _points_of(problem: IBNNProblem, cells: Cells, quadrature: Quadrature, z) -> Points:
+def _points_of(setting: Setting, cells: Cells, quadrature: Quadrature, z) -> Points:
     """What follows from z at the points."""
-    lam, p = problem.lam, problem.p
+    lam, p = setting.problem.lam, setting.problem.p
     t = quadrature.at_nodes(z)
-    g, g1, g2 = _sums(problem, z, t, quadrature.weights, (0, 1, 2))
-    g = bias_of(problem, cells.nodes - t, g)
-    g1, g2 = -p * g1, p * p * g2
-    return Points(
-        cells, quadrature, z, g, g1, g2, jnp.maximum(1 + lam * g1, FLAT), lam * g2
-    )
+    # The quadrature of f(y) = sigma(p (T(y) - t)) errs by its defect times f'''' / 24,
+    # of which the leading term is taken, twice, with the mean slope of T in every cell.
+    # At all points, of which the inner ones count.
+    steep = p * jnp.diff(t) / cells.width
+    quartic = jnp.pad(quadrature.defect * steep**4, ((0, 0), (cells.count + 1, 1)))
+    inputs = (z, t, p, quadrature.weights, quartic)
+    g, g1, g2, quartic = setting.on_points(point_system.read, *inputs)
+    g = bias_of(setting.problem, cells.nodes - t, g)
+    y1 = jnp.maximum(1 + lam * g1, FLAT)
+    return Points(cells, quadrature, z, g, g1, g2, y1, lam * g2, quartic.max(-1) / 12)
 
 
 def bias_of(problem: IBNNProblem, shift, bias):
@@ -212,24 +205,9 @@ def _error(
     """
     lipschitz = 1 + jnp.abs(1 - points.y1).max(-1)  # 1 + |lam| d
     rounded = rounding(lipschitz, jnp.abs(points.cells.nodes).max(-1))
-    of_quadrature = jnp.abs(problem.lam[:, 0]) * _quadrature_error(problem, points)
+    of_quadrature = jnp.abs(problem.lam[:, 0]) * points.missed
     noise = solved_to + rounded
     return of_quadrature + _interpolation_error(problem, points, noise) + rounded
-
-
-def _quadrature_error(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
-    """The estimated error of G at the nodes.
-
-    The quadrature of g(y) = sigma(p (T(y) - t)) errs by its defect times g'''' / 24, of
-    which the leading term is taken, twice, with the mean slope of T in every cell.
-    """
-    steep = problem.p * jnp.diff(points.at_nodes) / points.cells.width
-    # At all points, of which the inner ones count: XLA shares the kernel with the sums
-    # of `_points_of`.
-    (fourth,) = _kernels(problem, points.z, points.at_nodes, (4,))
-    width = ((0, 0), (points.cells.count + 1, 1))
-    defect = jnp.pad(points.quadrature.defect * steep**4, width)
-    return jnp.einsum("gtl,gl->gt", jnp.abs(fourth), defect).max(-1) / 12
 
 
 def _interpolation_error(
@@ -287,62 +265,32 @@ def reduced_adjoint(
 ) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
     """(u at the neurons, the groups in which the points' system was solved)."""
     problem, lam, p = setting.problem, setting.problem.lam, setting.problem.p
-    z, sigma, weight = points.z, problem.op.sigma, points.quadrature.weights
-    place = _neurons(problem, setting.span, points.cells)
-    # b is the sum of charges and dipoles at the nodes; the kernel is even, its
-    # derivative odd.
-    charge, dipole = place.spread(attempt.slope * v / v.shape[1])
+    z, t, weights = points.z, points.at_nodes, points.quadrature.weights
+    place = _neurons(setting, points.cells)
+    # b is the sum of charges and dipoles at the nodes.
+    moments = setting.moments(place, attempt.slope * v / v.shape[1])
+    charge, dipole = place.spread(moments)
     dipole = p * dipole / points.y1
-    kernels = _kernels(problem, z, points.at_nodes, (1, 2, 3, 4))
 
-    def at_points(kernel, f):
-        return jnp.einsum("gtl,gt->gl", kernel, f)
+    def conjugate(how, *arrays):
+        tol = 1e-3 if options.tol is None else options.tol
+        most = options.max_steps
+        return point_system.respond(how, *arrays, tol=tol, max_steps=most)
 
-    b = p * (at_points(kernels[0], charge) - at_points(kernels[1], dipole))
-    size = jnp.abs(b).max(-1)
-
-    def conjugate(z, lam, p, weights, b, size, *, product=product):
-        op = PointsOperator(z.shape[1:], sigma, weights, product)
-        small = IBNNProblem(z, lam, p, op)
-        tol = (1e-3 if options.tol is None else options.tol) * size
-        finite = size < jnp.inf  # NaN is not less
-        return linear_solve(
-            small.linearise(z), b, tol=tol, max_steps=options.max_steps, active=finite
-        )
-
-    inner = setting.on_points(conjugate, z, lam, p, weight, b, size)
+    inputs = (z, t, lam, p, weights, charge, dipole)
+    x, ok, size = setting.on_points(conjugate, *inputs)
     rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
-    charge = jnp.pad(charge, rest) - lam * weight * inner.x
-    dipole = jnp.pad(dipole, rest)
-
-    def at_nodes(k):
-        charges = jnp.einsum("gtl,gl->gt", kernels[k], charge)
-        return charges + jnp.einsum("gtl,gl->gt", kernels[k + 1], dipole)
-
-    h = points.in_y(p * at_nodes(0), -p * p * at_nodes(1), p**3 * at_nodes(2))
+    charge = jnp.pad(charge, rest) - lam * weights * x
+    inputs = (z, t, p, charge, jnp.pad(dipole, rest))
+    h = points.in_y(*setting.on_points(point_system.read_response, *inputs))
     u = attempt.slope * (v - lam * place.interpolate(*h))
     # A v that is not finite makes u so, which the pairwise solve cannot mend.
-    return u, inner.ok | ~jnp.isfinite(size)
+    return u, ok | ~jnp.isfinite(size)
 
 
-def bias_by_p(problem: IBNNProblem, span: Span, points: Points) -> Float[Array, "G n"]:
+def bias_by_p(setting: Setting, points: Points) -> Float[Array, "G n"]:
     """dB_i / dp = 1/n sum_k (z_k - z_i) sigma'(p (z_k - z_i)) at the neurons."""
-    sigma, p = problem.op.sigma, problem.p
-    moment = Sigma(lambda x: x * sigma.derivative(x), sigma.primitive)
-    alike = IBNNProblem(problem.y, problem.lam, p, UniformOperator((), moment))
-    weights = points.quadrature.weights
-    f, f1, f2 = _sums(alike, points.z, points.at_nodes, weights, (0, 1, 2))
-    at_nodes = points.in_y(f, -p * f1, p * p * f2)
-    return _neurons(problem, span, points.cells).interpolate(*at_nodes) / p
-
-
-def _sums(problem: IBNNProblem, z, t, v, orders) -> list[Array]:
-    """sum_l v_l sigma^(k)(p (z_l - t_j)) for each order k, [G, targets]."""
-    kernels = _kernels(problem, z, t, orders)
-    return [jnp.einsum("gtl,gl->gt", kernel, v) for kernel in kernels]
-
-
-def _kernels(problem: IBNNProblem, z, t, orders) -> list[Array]:
-    """sigma^(k)(p (z_l - t_j)) for each order k, [G, targets, sources]."""
-    x = problem.p[:, :, None] * (z[:, None, :] - t[:, :, None])
-    return [problem.op.sigma.differentiated(k)(x) for k in orders]
+    problem, weights = setting.problem, points.quadrature.weights
+    inputs = (points.z, points.at_nodes, problem.p, weights)
+    at_nodes = points.in_y(*setting.on_points(point_system.read_by_p, *inputs))
+    return _neurons(setting, points.cells).interpolate(*at_nodes)

@@ -23,15 +23,18 @@ where x solves the adjoint system of the points for the right-hand side b.
 import math
 import operator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from ibnn_jax.core.batching import in_blocks, merge_vmap
 from ibnn_jax.core.options import check_between, check_count, check_flag
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
+from ibnn_jax.ibnn.mean_field import pallas
 from ibnn_jax.ibnn.mean_field.grid import Grid
-from ibnn_jax.ibnn.mean_field.pallas import per_group
+from ibnn_jax.ibnn.mean_field.point_system import Arithmetic
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
+from ibnn_jax.ibnn.mean_field.quadrature import Place
 from ibnn_jax.ibnn.mean_field.sizes import cells_for, grids_for
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
 from ibnn_jax.ibnn.sigmas import tanh
@@ -134,30 +137,33 @@ class MeanField(AbstractSolver):
 
     def solve(self, problem, settings, start=None):
         def on_groups(problem):
-            setting, valid = prepare(problem, settings, self._on_points(problem.op))
+            setting, valid = prepare(problem, settings, *self._ways(problem.op))
             return Forward(self, setting, valid).solve()
 
         return merge_vmap(in_blocks(on_groups, _neurons, NEURONS))(problem)
 
     def pullback(self, problem, residuals, v, adjoint):
         def on_groups(problem, residuals, v):
-            setting, valid = prepare(problem, None, self._on_points(problem.op))
+            setting, valid = prepare(problem, None, *self._ways(problem.op))
             return Pullback(self, setting, valid, residuals, adjoint.linear).apply(v)
 
         mapped = merge_vmap(in_blocks(on_groups, _neurons, NEURONS))
         return mapped(problem, residuals, v)
 
-    def _on_points(self, op: Operator):
-        """How to apply a function to the points of every group."""
-        return per_group if self.kernels and op.sigma == tanh else _as_it_is
+    def _ways(self, op: Operator):
+        """(how to apply a function of `point_system`, how to sum over cells)."""
+        how = Arithmetic(op.sigma)
+        if self.kernels and op.sigma == tanh:
+            return partial(pallas.per_group, how), pallas.moments
+        return partial(_as_it_is, how), Place.moments
 
 
 def _neurons(problem) -> int:
     return problem.y.shape[1]
 
 
-def _as_it_is(f, *arrays):
-    return f(*arrays)
+def _as_it_is(how, f, *arrays):
+    return f(how, *arrays)
 
 
 def _increasing(cells) -> tuple[int, ...]:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax.ibnn.mean_field import pallas, solver
+from ibnn_jax.ibnn.mean_field import pallas
+from ibnn_jax.ibnn.mean_field.point_system import Arithmetic
 
 COUPLING = ib.Uniform((-1,))
+HOW = Arithmetic(ib.tanh)
 
 
 def both(y, lam, v, **options):
@@ -34,17 +36,24 @@ def arguments():
 def test_a_kernel_does_what_the_loops_do(monkeypatch):
     loops = both(*arguments(), cells=(15,))
     jax.clear_caches()
-    interpreted = []
+    interpreted = set()
 
-    def kernel(f, *arrays):
-        interpreted.append(f.__name__)
+    def per_group(_, f, *arrays):
+        interpreted.add(f.__name__)
         return pallas.kernel(f, *arrays, interpret=True)
 
-    monkeypatch.setattr(solver, "per_group", kernel)
+    def moments(place, v):
+        interpreted.add("moments")
+        count = place.cells.count
+        return pallas.moments_kernel(place.cell, place.u, v, count, interpret=True)
+
+    monkeypatch.setattr(pallas, "per_group", per_group)
+    monkeypatch.setattr(pallas, "moments", moments)
     for found, expected in zip(both(*arguments(), cells=(15,)), loops):
         # Both stop at the tolerance.
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    assert set(interpreted) == {"newton", "conjugate"}
+    kernels = {"newton", "read", "conjugate", "read_response", "read_by_p", "moments"}
+    assert interpreted == kernels
     jax.clear_caches()
 
 
@@ -82,18 +91,18 @@ def test_what_is_exported_from_a_gpu_runs_elsewhere(gpu_mesh):
     np.testing.assert_allclose(exported.call(y), solve(y), rtol=1e-3, atol=1e-4)
 
 
-def matrix_vector(x, *, product=pallas.summed):
-    return product(x[:, :, None] * x[:, None, :], x)
+def matrix_vector(how, x):
+    return how.product(x[:, :, None] * x[:, None, :], x)
 
 
-def in_order(x, *, product=None):
+def in_order(how, x):
     return jnp.sort(x, -1)  # no kernel does this
 
 
 @pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda")], ids=str)
 def test_the_platform_is_that_of_the_lowering(gpu_mesh, platforms):
     def f(x):
-        return pallas.per_group(matrix_vector, x)
+        return pallas.per_group(HOW, matrix_vector, x)
 
     def text(*platforms):
         traced = jax.jit(f).trace(jnp.ones((3, 32), jnp.float32))
@@ -105,7 +114,7 @@ def test_the_platform_is_that_of_the_lowering(gpu_mesh, platforms):
 
 def test_where_a_kernel_cannot_be_made_xla_takes_over_and_says_so_once(gpu_mesh):
     x = jnp.ones((3, 32), jnp.float32)
-    f = partial(pallas.per_group, in_order)
+    f = partial(pallas.per_group, HOW, in_order)
     with pytest.warns(UserWarning, match="kernels of MeanField cannot be used here"):
         assert jax.jit(f).lower(x)
     with warnings.catch_warnings():
@@ -116,11 +125,11 @@ def test_where_a_kernel_cannot_be_made_xla_takes_over_and_says_so_once(gpu_mesh)
 @pytest.mark.parametrize("shape", [(3, 31), (3, 256)], ids=str)
 def test_other_rows_get_the_function_itself(gpu_mesh, shape):
     x = jnp.arange(np.prod(shape), 0, -1, dtype=jnp.float32).reshape(shape)
-    assert (pallas.per_group(in_order, x) == x[:, ::-1]).all()
+    assert (pallas.per_group(HOW, in_order, x) == x[:, ::-1]).all()
 
 
 def test_other_devices_get_the_function_itself(traced_for):
-    f = partial(pallas.per_group, matrix_vector)
+    f = partial(pallas.per_group, HOW, matrix_vector)
     with traced_for("tpu"):
         jaxpr = jax.make_jaxpr(f)(jnp.ones((3, 32), jnp.float32))
     assert "ibnn_per_group" not in str(jaxpr)
