@@ -21,7 +21,16 @@ import numpy as np
 import ibnn_jax
 from benchmarks import report
 
-KINDS = ("normal", "uniform", "ties", "clusters", "outlier", "near", "constant")
+KINDS = (
+    "normal",
+    "uniform",
+    "ties",
+    "clusters",
+    "outlier",
+    "heavy",
+    "near",
+    "constant",
+)
 CHECKS = ("residual", "y", "lam", "p", "w")
 
 
@@ -170,6 +179,8 @@ def _shape_of(kind, rng, n):
         return rng.choice(rng.normal(size=4), n) + 0.01 * y
     if kind == "outlier":
         return np.where(np.arange(n) == 0, 20, y)
+    if kind == "heavy":
+        return y**3
     if kind == "near":
         return 1e-4 * y
     return np.full(n, 0.7) if kind == "constant" else y

@@ -199,7 +199,10 @@ class Forward:
         # Past the bound the solution that descent reaches from y is meant, not the one
         # next to the interpolated z.
         near = problem.y - problem.lam * attempt.bias
-        near = select(jnp.isfinite(attempt.residual), near, problem.start())
+        # NaN is not less. From an interpolated z that is off by widths of sigma's bend
+        # Newton may go in circles; from its own start it does not.
+        close = problem.p[:, 0] * attempt.residual < 1
+        near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=LINEAR_TOL)
         ran = run(newton, problem, start, threshold, self.setting.max_steps)

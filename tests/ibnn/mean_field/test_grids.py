@@ -169,3 +169,10 @@ def test_no_grid_where_it_is_not_known_what_to_put_on_it():
     ):
         solution = ib.solve(y, -0.5, 10.0, coupling, solver=solver)
         assert solution.stats.converged.all()
+
+
+def test_neurons_far_beyond_every_grid_are_solved_pairwise():
+    """A few outliers set the range, so that the cells resolve none of the others."""
+    y = 10 * np.random.default_rng(0).normal(size=(16, 784)) ** 3
+    stats = ib.solve(jnp.asarray(y, jnp.float32), -20.0, 10.0, COUPLING).stats
+    assert stats.converged.all()
