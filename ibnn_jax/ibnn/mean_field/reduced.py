@@ -264,7 +264,7 @@ def reduced_adjoint(
     setting: Setting, attempt: Attempt, points: Points, v, options: LinearSettings
 ) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
     """(u at the neurons, the groups in which the points' system was solved)."""
-    problem, lam, p = setting.problem, setting.problem.lam, setting.problem.p
+    lam, p = setting.problem.lam, setting.problem.p
     z, t, weights = points.z, points.at_nodes, points.quadrature.weights
     place = _neurons(setting, points.cells)
     # b is the sum of charges and dipoles at the nodes.
