@@ -118,7 +118,9 @@ def read_by_p(
     p: Float[Array, "G 1"],
     weights: Float[Array, "G k"],
 ) -> tuple[Array, Array, Array]:
-    """dG(t)/dp = sum_l weights_l (z_l - t) sigma'(p (z_l - t)) and two derivatives in t."""
+    """dG(t)/dp = sum_l weights_l (z_l - t) sigma'(p (z_l - t)), and its first two
+    derivatives in t.
+    """
     slope = how.sigma.derivative
     moment = Sigma(lambda x: x * slope(x), how.sigma.primitive)
     kernels = _kernels(how._replace(sigma=moment), z, t, p, (0, 1, 2))
