@@ -123,8 +123,9 @@ def read_by_p(
     """
     slope = how.sigma.derivative
     moment = Sigma(lambda x: x * slope(x), how.sigma.primitive)
-    kernels = _kernels(how._replace(sigma=moment), z, t, p, (0, 1, 2))
-    f, f1, f2 = (how.product_from_left(weights, kernel) for kernel in kernels)
+    x = p[:, :, None] * (z[:, None, :] - t[:, :, None])
+    kernels = [moment.differentiated(k)(x) for k in (0, 1, 2)]
+    f, f1, f2 = (how.product(kernel, weights) for kernel in kernels)
     return f / p, -f1, p * f2
 
 

@@ -45,9 +45,10 @@ CPU = Sizes(
     together=32_000,  # the cache holds what they need
     rounds=(0.4, 0.0),
 )
-# A GPU takes a million neurons as fast as a few, and few nodes no faster than many.
+# A GPU takes a million neurons as fast as a few, and few nodes no faster than many. Up
+# to 63 cells fit its kernels; more are XLA's loops, and grids cost less than these.
 GPU = Sizes(
-    cells=(31, 63, 127),
+    cells=(31, 63),
     cells_alone=(31, 63, 127, 511),
     grids=(Grid(3584, 0.3125),),
     together=1_000_000,

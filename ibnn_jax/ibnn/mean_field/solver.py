@@ -63,7 +63,7 @@ class MeanField(AbstractSolver):
         cells: m of every attempt, increasing; the error falls as m^-4 once
             p * (range of y) / m < 1. Given cells are followed by pairs, not by grids.
             None takes 7 for groups of up to 64 neurons, (7, 19) up to 128, and beyond
-            23 on CPUs and (31, 63, 127) on GPUs before the grids, (23, 55, 511) and
+            23 on CPUs and (31, 63) on GPUs before the grids, (23, 55, 511) and
             (31, 63, 127, 511) where sigma is not tanh; (63, 511) on other devices.
             Attempts with as many points as neurons are left out, so 511 serves groups
             of more than 1024; each one costs a second or two of compilation.

@@ -60,8 +60,10 @@ def test_a_kernel_does_what_the_loops_do(monkeypatch):
 @pytest.mark.parametrize("cells, attempts", [(None, 2), ((15, 63), 2)], ids=str)
 def test_on_cuda_both_solvers_are_kernels(lowered, cells, attempts):
     text = lowered("cuda", partial(both, cells=cells), *arguments())
-    for kernel in ("ibnn_newton", "ibnn_conjugate"):
-        assert text.count(f'name = "{kernel}"') == attempts
+    for kernel in ("newton", "conjugate"):
+        assert text.count(f'name = "ibnn_{kernel}"') == attempts
+    for kernel in ("cell_moments", "read", "read_response"):
+        assert f'name = "ibnn_{kernel}"' in text
 
 
 def test_a_sigma_of_ones_own_and_kernels_off_are_left_to_xla(lowered):
