@@ -312,6 +312,9 @@ class Config:
                     f"lr_max must be at least lr_min, {self.lr_min}, not {highest}"
                     f"{', which leaves the rate constant' if flat else ''}"
                 )
+        optimizer = self.optimizer or self._open["optimizer"]
+        if optimizer != "sgd" and self.momentum != type(self).momentum:
+            raise ValueError(f"momentum is for optimizer sgd, not {optimizer}")
         if self.first_seed + self.seeds > SEEDS:
             raise ValueError(
                 f"first_seed + seeds must be at most 2^32, not "

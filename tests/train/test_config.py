@@ -86,6 +86,7 @@ WRONG = [
     ({"model": "nemon", "solver": "meanfield"}, "not for model nemon"),
     ({"model": "nemon", "lam": -0.5}, "lam is for implicit bias, not nemon"),
     ({"model": "nemon", "coupling": "5x5"}, "coupling is for implicit bias"),
+    ({"optimizer": "adam", "momentum": 0.5}, "momentum is for optimizer sgd, not adam"),
     ({"model": "ibnn", "gamma": 0.5}, "gamma is for model nemon, not ibnn"),
     ({"model": "nemon", "schedule": "cosine"}, "leaves the rate constant"),
     ({"adjoint": "exact"}, "implicit, unrolled, phantom"),
