@@ -14,6 +14,8 @@ import pytest
 from train.distributed import sharding
 
 ROOT = Path(__file__).parents[2]
+ON_LINUX = hasattr(os, "sched_getaffinity")
+CORES = len(os.sched_getaffinity(0)) if ON_LINUX else os.cpu_count()
 OPTIONS = [
     "--dataset",
     "digits",
@@ -97,3 +99,30 @@ def test_every_process_must_get_as_many_seeds(monkeypatch):
         sharding.make_mesh(5)
     with pytest.raises(ValueError, match="of the 2 processes"):
         sharding.make_mesh(6, 3)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, CORES),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+    ids=str,
+)
+def test_every_core_is_a_device_where_nothing_else_is_said(given, expected):
+    program = (
+        "from train.distributed.sharding import count_cores_as_devices\n"
+        "import train.cli, jax\n"
+        "count_cores_as_devices()\n"
+        "print(jax.device_count())"
+    )
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | given
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.stdout.split()[-1:] == [str(expected)], done.stderr
