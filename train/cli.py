@@ -118,9 +118,10 @@ def _add_shows(commands) -> None:
     table = _command(
         commands, "records", _records, "print the table of finished or unfinished runs"
     )
-    table.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    run = "folder of a run, or of a sweep's runs"
+    table.add_argument("runs", nargs="+", metavar="RUN", help=run)
     curves = _command(commands, "plots", _plots, "draw the curves of runs")
-    curves.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    curves.add_argument("runs", nargs="+", metavar="RUN", help=run)
     curves.add_argument(
         "--out", help="picture to write; default: curves.png in the first run"
     )

@@ -113,6 +113,12 @@ def test_runs_together(tmp_path, fake_run):
     assert list(folders.read_all([other])) == ["ibnn"]
 
 
+def test_a_folder_of_runs_stands_for_its_runs(tmp_path, fake_run):
+    paths = [fake_run(tmp_path / name) for name in ("a", "b")]
+    assert folders.runs_in([tmp_path]) == folders.runs_in(paths) == paths
+    assert "ibnn (b)" in summary.show([tmp_path])
+
+
 def test_cut_off_line_is_left_out(tmp_path, fake_run):
     run = fake_run(tmp_path / "run", models=("sm",))
     lines = (run / "metrics.jsonl").read_text()

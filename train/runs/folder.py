@@ -34,6 +34,7 @@ __all__ = [
     "RunFolder",
     "read",
     "read_all",
+    "runs_in",
     "read_config",
     "read_json",
     "read_lines",
@@ -266,6 +267,16 @@ def _get(value: Any, file: Path, *keys: str) -> Any:
     except (KeyError, TypeError, IndexError):
         raise ValueError(f"{file} is damaged: it has no {'.'.join(keys)}") from None
     return value
+
+
+def runs_in(folders: Iterable[str | Path]) -> list[Path]:
+    """The folders; in place of one that holds runs, as that of a sweep does, its runs."""
+    found = []
+    for folder in map(Path, folders):
+        inner = sorted(file.parent for file in folder.glob("*/metrics.jsonl"))
+        is_run = (folder / "config.json").exists()
+        found += [folder] if is_run or not inner else inner
+    return found
 
 
 def read_all(folders: Iterable[str | Path]) -> dict[str, History]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from train.runs.folder import History, read_all
+from train.runs.folder import History, read_all, runs_in
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, the backend comes first
@@ -30,7 +30,7 @@ def curves(folders: Iterable[str | Path], out: str | Path) -> Path:
         FileNotFoundError, ValueError: a folder holds no finished epoch, or is damaged.
         OSError: the picture cannot be written.
     """
-    folders = list(folders)
+    folders = runs_in(folders)
     runs = read_all(folders)
     if not runs:
         raise ValueError(f"no finished epoch in {', '.join(map(str, folders))}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.runs.folder import History, read_all, read_json
+from train.runs.folder import History, read_all, read_json, runs_in
 
 RESAMPLES = 9999  # of the bootstrap
 
@@ -251,7 +251,7 @@ def show(folders: Iterable[str | Path]) -> str:
     Raises:
         FileNotFoundError, ValueError: a folder holds no run, or a damaged one.
     """
-    folders = list(folders)
+    folders = runs_in(folders)
     runs = read_all(folders)
     if not runs:
         raise ValueError(f"no finished epoch in {', '.join(map(str, folders))}")
