@@ -270,7 +270,7 @@ def _get(value: Any, file: Path, *keys: str) -> Any:
 
 
 def runs_in(folders: Iterable[str | Path]) -> list[Path]:
-    """The folders; in place of one that holds runs, as that of a sweep does, its runs."""
+    """The folders; in place of one that holds runs, such as a sweep's, its runs."""
     found = []
     for folder in map(Path, folders):
         inner = sorted(file.parent for file in folder.glob("*/metrics.jsonl"))
