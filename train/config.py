@@ -212,8 +212,8 @@ class Config:
         "default: $JAX_COMPILATION_CACHE_DIR, else ibnn_jax in the user's cache folder",
         limit=NOT_EMPTY, changes_results=False, per_process=True)
     devices: int | None = option("run", None,
-        "devices to use; default: as many as there are and the seeds divide over "
-        "evenly", limit=AT_LEAST_1, changes_results=False)
+        "devices to use; default: as many as leave each of them the fewest seeds",
+        limit=AT_LEAST_1, changes_results=False)
     data_devices: int = option("run", 1,
         "how many of these share every batch; the seeds are spread over devices / "
         "data_devices", limit=AT_LEAST_1, changes_results=False)

@@ -82,21 +82,39 @@ def test_four_devices_give_the_numbers_of_one(alone, tmp_path):
     )
 
 
+def test_a_seed_that_is_left_over_is_filled_up_with_copies(alone, tmp_path):
+    """4 seeds on 3 devices, of which 2 have two."""
+    three = train(tmp_path / "three", 3, "--epochs", "2", "--devices", "3")
+    assert_same(three, alone)
+
+
 def test_a_mesh_that_does_not_come_out_even_is_refused():
     assert sharding.make_mesh(5, 1) is None
     with pytest.raises(ValueError, match="there are"):
         sharding.make_mesh(4, 4096)
     with pytest.raises(ValueError, match="at least as many devices"):
         sharding.make_mesh(4, None, 4096)
-    with pytest.raises(ValueError, match="divide evenly"):
+    with pytest.raises(ValueError, match="a multiple of data_devices"):
         sharding.make_mesh(4, 1, 3)
 
 
-def test_every_process_must_get_as_many_seeds(monkeypatch):
+@pytest.mark.parametrize(
+    "seeds, expected", [(1, 1), (3, 3), (4, 4), (5, 3), (8, 4), (100, 4)]
+)
+def test_no_more_devices_than_the_longest_queue_needs(seeds, expected, monkeypatch):
+    devices = np.array([f"device {k}" for k in range(4)])
+    monkeypatch.setattr(sharding.jax, "devices", lambda: list(devices))
+    monkeypatch.setattr(sharding.jax, "local_devices", lambda _: list(devices))
+    monkeypatch.setattr(sharding, "Mesh", lambda chosen, _: chosen)
+    mesh = sharding.make_mesh(seeds)
+    assert (1 if mesh is None else len(mesh)) == expected
+
+
+def test_every_process_must_get_as_many_devices(monkeypatch):
     monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
     monkeypatch.setattr(sharding.jax, "devices", lambda: ["a", "b", "c", "d"])
-    with pytest.raises(ValueError, match="a multiple of 2 for the seeds"):
-        sharding.make_mesh(5)
+    with pytest.raises(ValueError, match="take at least 2 seeds"):
+        sharding.make_mesh(1)
     with pytest.raises(ValueError, match="of the 2 processes"):
         sharding.make_mesh(6, 3)
 

@@ -34,45 +34,48 @@ def make_mesh(
 ) -> Mesh | None:
     """A mesh that spreads the seeds, and each batch over data_devices of its devices.
 
+    Where the seeds do not divide evenly, copies of the last one fill up (`put`).
+
     Args:
-        devices: None takes the most there are for which the seeds divide evenly. Every
-            process has as many of them.
+        devices: None takes as many as leave each the fewest seeds, and no more than
+            that needs. Every process has as many of them.
 
     Raises:
-        ValueError: there are fewer devices, or the parts do not come out even.
+        ValueError: there are fewer devices, some have no seed, or the parts of a batch
+            or the processes do not come out even.
     """
     present, processes = len(jax.devices()), jax.process_count()
 
     def fits(count: int) -> bool:
-        return (
-            count % data_devices == 0
-            and seeds % (count // data_devices) == 0
-            and count % processes == 0
-        )
+        even = count % data_devices == 0 and count % processes == 0
+        return even and count <= seeds * data_devices
+
+    def most_seeds(count: int) -> int:
+        return -(-seeds // (count // data_devices))
 
     if devices is None:
-        devices = next((count for count in range(present, 0, -1) if fits(count)), None)
-        if devices is None and data_devices > present:
+        if data_devices > present:
             raise ValueError(
                 f"data_devices={data_devices} needs at least as many devices; there "
                 f"are {present}"
             )
-        if devices is None:
+        counts = list(filter(fits, range(1, present + 1)))
+        if not counts:
             raise ValueError(
-                f"{seeds} seeds with data_devices={data_devices} do not divide evenly "
-                f"over any number of {present} devices of which each of {processes} "
-                f"processes has as many: take a multiple of {processes} for the seeds"
+                f"{seeds} seeds with data_devices={data_devices} are too few for "
+                f"{processes} processes, each with as many of {present} devices: take "
+                f"at least {processes} seeds"
             )
+        devices = min(counts, key=lambda count: (most_seeds(count), count))
     if devices > present:
         raise ValueError(
             f"devices={devices}, but there are {present}: {jax.devices()[0].platform}"
         )
     if not fits(devices):
         raise ValueError(
-            f"{seeds} seeds do not divide evenly over devices={devices} with "
-            f"data_devices={data_devices}: devices must be a multiple of data_devices "
-            f"and of the {processes} processes, and the seeds a multiple of devices / "
-            "data_devices"
+            f"devices={devices} do not suit {seeds} seeds with data_devices="
+            f"{data_devices}: it must be a multiple of data_devices and of the "
+            f"{processes} processes, and at most seeds * data_devices"
         )
     if devices == 1:
         return None
@@ -144,25 +147,40 @@ def over_seeds(function: Callable, in_axes: tuple, mesh: Mesh | None) -> Callabl
     return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=seed)
 
 
+def places(seeds: int, mesh: Mesh | None) -> int:
+    """The seeds and the copies of the last one that `put` adds."""
+    parts = mesh.shape["seed"] if mesh else 1
+    return -(-seeds // parts) * parts
+
+
 def put(tree, mesh: Mesh | None, spread: bool):
     """Host arrays, the same in every process, on the devices.
 
     Args:
-        spread: by their leading axis of seeds, or whole on each device.
+        spread: by their leading axis of seeds, after which copies of the last seed
+            follow until all devices have as many; or whole on each device.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
     sharding = NamedSharding(mesh, PartitionSpec("seed") if spread else PartitionSpec())
 
     def send(x):
+        if spread:
+            copies = places(len(x), mesh) - len(x)
+            x = np.concatenate([x, np.repeat(x[-1:], copies, 0)])
         # A process sends what its own devices hold, and nothing else.
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(send, tree)
 
 
-def get(tree):
-    """Arrays of the devices of all processes, whole, in numpy, in every process."""
+def get(tree, seeds: int):
+    """Arrays of the devices of all processes, in numpy, in every process.
+
+    Whole, but for the copies of the last seed that `put` made.
+    """
     if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+        whole = jax.device_get(tree)
+    else:
+        whole = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(lambda x: x[:seeds], whole)

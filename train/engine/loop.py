@@ -159,7 +159,7 @@ class Training:
             metrics = self.evaluate(state, epoch)
             metrics["train_loss"] = losses.mean(1)
             metrics["train_accuracy"] = correct / (losses.shape[1] * self.batch)
-            arrays = sharding.get(state)
+            arrays = sharding.get(state, self.config.seeds)
             snapshot = _next(snapshot, arrays, metrics, time.perf_counter() - start)
             self.observer.epoch_done(snapshot)
         return snapshot
@@ -227,7 +227,7 @@ class Training:
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
         self.observer.poll()
-        return sharding.get(array)
+        return sharding.get(array, self.config.seeds)
 
     def _check(self, values: np.ndarray, what: str, step: bool = False) -> None:
         """NonFiniteLoss if one of the values [S, steps] is not finite."""
@@ -267,10 +267,12 @@ def blank(
     config: Config, program: programs.EnsembleProgram, has_validation: bool
 ) -> Snapshot:
     """A Snapshot before the first epoch, with every array of its final shape."""
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
+    seeds = config.seeds
+    count = sharding.places(seeds, program.mesh)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     shapes = jax.eval_shape(program.init, keys)
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    each = (config.seeds, config.epochs)
+    state = jax.tree.map(lambda x: np.zeros((seeds, *x.shape[1:]), x.dtype), shapes)
+    each = (seeds, config.epochs)
     parts = ("train", "test", "val") if has_validation else ("train", "test")
     history = {
         f"{part}_{kind}": np.full(each, np.nan)
@@ -288,7 +290,7 @@ def blank(
         epoch=0,
         state=state,
         best=(state.params, state.rest),
-        best_loss=np.full(config.seeds, np.inf),
+        best_loss=np.full(seeds, np.inf),
         history=history,
         seconds=np.full(config.epochs, np.nan),
     )
