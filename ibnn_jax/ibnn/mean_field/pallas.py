@@ -53,27 +53,26 @@ def moments(place: Place, v: Float[Array, "G n"] | float) -> list[Float[Array, "
     """
     count, rest = place.cells.count, [v] if isinstance(v, Array) else []
 
-    def kernel(place, w=v):
+    def program(place, w=v):
         return moments_kernel(place.cell, place.u, w, count)
 
     def loops(place, w=v):
         return place.moments(w)
 
-    return _in_kernel_or_not(
-        "cell_moments", _fits(count + 1), kernel, loops, place, *rest
-    )
+    fits = _fits(count + 1)
+    return _in_kernel_or_not("cell_moments", fits, program, loops, place, *rest)
 
 
 def _fits(length: int) -> bool:
     return length <= LARGEST and not length & (length - 1)
 
 
-def _in_kernel_or_not(name: str, fits: bool, kernel: Callable, loops: Callable, *args):
-    """kernel(*args) where that is possible, else loops(*args)."""
+def _in_kernel_or_not(name: str, fits: bool, program: Callable, loops: Callable, *args):
+    """program(*args), which is a kernel, where that is possible; else loops(*args)."""
     leaves, tree = jax.tree.flatten(args)
     fits &= all(x.dtype in (jnp.float32, jnp.int32) for x in leaves)
     fits &= isinstance(leaves[0].shape[0], int)  # else a symbol under jax.export
-    flat = [lambda *x, f=f: f(*jax.tree.unflatten(tree, x)) for f in (kernel, loops)]
+    flat = [lambda *x, f=f: f(*jax.tree.unflatten(tree, x)) for f in (program, loops)]
     if not (on_gpu() and fits and _kernel_works(name, flat[0], leaves)):
         return loops(*args)
     of_kernel = jax.make_jaxpr(flat[0])(*leaves)
@@ -236,13 +235,13 @@ mlir.register_lowering(_either, _loops)
 mlir.register_lowering(_either, _lowered_for_cuda, platform="cuda")
 
 
-def _kernel_works(name: str, kernel: Callable, arrays) -> bool:
+def _kernel_works(name: str, program: Callable, arrays) -> bool:
     """Whether the kernel can be made and run; tried once for each name and shape."""
     shapes = tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in arrays)
     device = jax.sharding.get_abstract_mesh().abstract_device
     verdicts = _verdicts.setdefault((jax.default_backend(), device), {})
     if (name, shapes) not in verdicts:
-        error = _failure(kernel, shapes, device)
+        error = _failure(program, shapes, device)
         verdicts[name, shapes] = error is None
         if error is not None:
             _warn_once(f"{type(error).__name__}: {error}".splitlines()[0])
