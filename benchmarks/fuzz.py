@@ -112,8 +112,10 @@ def batches(size):
         ("auto", "float64", 100),
         ("Newton", "float32", 50),
     ]
-    for solver, dtype, groups in wide if size == "full" else [("auto", "float32", 30)]:
-        for n in (200, 300, 784) if solver == "auto" else (300,):
+    full = size == "full"
+    many = (200, 300, 784) if full else (200, 784)
+    for solver, dtype, groups in wide if full else [("auto", "float32", 30)]:
+        for n in many if solver == "auto" else (300,):
             groups = min(groups, 30) if n == 784 else groups
             made.append(Batch("uniform", (n,), solver, dtype, groups, n))
     return made

@@ -16,7 +16,7 @@ P, LAM = 10.0, -0.5
 LINE, PIXELS = ibnn_jax.Uniform((-1,)), ibnn_jax.Uniform((-3, -2))
 SIZES = {  # neurons of one group, batches, seeds, devices, repetitions
     "tiny": ((100, 1000), (2,), (2,), (2,), 1),
-    "quick": ((1000, 1_000_000), (128,), (1, 4), (2,), 3),
+    "quick": ((1000, 1_000_000), (128,), (4,), (2,), 3),
     "full": (
         (1000, 10_000, 100_000, 1_000_000),
         (8, 32, 128, 512),
