@@ -130,9 +130,11 @@ def test_every_process_must_get_as_many_devices(monkeypatch):
 )
 def test_every_core_is_a_device_where_nothing_else_is_said(given, expected):
     program = (
-        "from train.distributed.sharding import count_cores_as_devices\n"
-        "import train.cli, jax\n"
+        "import sys, train.cli\n"
+        "from train.distributed.cores import count_cores_as_devices\n"
+        "assert 'jax' not in sys.modules  # which reads it when it is imported\n"
         "count_cores_as_devices()\n"
+        "import jax\n"
         "print(jax.device_count())"
     )
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | given

@@ -4,7 +4,6 @@ The devices form a mesh ("seed", "data"); None stands for a single device.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import jax
@@ -12,21 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-
-def count_cores_as_devices() -> None:
-    """Make a device of every CPU core, so that the seeds of a run are spread over them.
-
-    XLA gives two cores to one program, but a solver's small operations use hardly more
-    than one. To be called before JAX starts. A number of devices that the user has set,
-    by JAX_NUM_CPU_DEVICES or in XLA_FLAGS, stays.
-    """
-    given = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if given or jax.config.jax_num_cpu_devices != -1:  # pyright: ignore
-        return
-    of_process = getattr(os, "sched_getaffinity", None)  # not everywhere
-    cores = len(of_process(0)) if of_process else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", cores)
 
 
 def make_mesh(
