@@ -199,8 +199,8 @@ class Forward:
         # Past the bound the solution that descent reaches from y is meant, not the one
         # next to the interpolated z.
         near = problem.y - problem.lam * attempt.bias
-        # NaN is not less. From an interpolated z that is off by widths of sigma's bend
-        # Newton may go in circles; from its own start it does not.
+        # From an interpolated z that is off by more than 1 / p, where sigma turns,
+        # Newton may go in circles; from its own start it does not. NaN is not less.
         close = problem.p[:, 0] * attempt.residual < 1
         near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)

@@ -1,5 +1,5 @@
-"""Work on small groups as one GPU kernel instead of the hundreds that XLA launches for
-its loops.
+"""GPU kernels: one for a function of a group's points, instead of the hundreds that XLA
+launches for its loops, and one for the sums over the neurons of each cell.
 
 The kernels are written in Pallas and compiled by its Triton backend, which later
 versions of JAX drop. Nothing depends on them: where they cannot be made or run, the

@@ -65,7 +65,9 @@ class Pullback:
         gradient = IBNNProblem(u + level, by_lam, problem.lam * by_p, problem.op)
         return jax.tree.map(lambda g: jnp.where(valid[:, None], g, jnp.nan), gradient)
 
-    def _solve(self, v, valid):
+    def _solve(
+        self, v, valid
+    ) -> tuple[Float[Array, "G n"], Bool[Array, "G"], Float[Array, "G n"]]:
         """(u, the groups in which it solves what z solves, B at the neurons)."""
         attempt, points = self.residuals.attempt, self.residuals.points
         # Also where grids solved all: it takes little, a branch costs the others more.

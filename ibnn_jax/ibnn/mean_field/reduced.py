@@ -149,9 +149,8 @@ def _solve_points(
     """Newton on the points, from their own start or from coarser cells' solution."""
     problem, lam = setting.problem, setting.problem.lam
 
-    def newton(how, y, lam, p, weights, threshold, start=None):
-        most = setting.max_steps
-        return point_system.solve(how, y, lam, p, weights, threshold, start, most)
+    def newton(how, *arrays):
+        return point_system.solve(how, *arrays, max_steps=setting.max_steps)
 
     start = []
     if coarser is not None:
