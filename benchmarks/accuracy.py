@@ -25,7 +25,7 @@ def run(size: str) -> report.Report:
         for kind in ("trained", "random"):
             y = jnp.asarray(inputs.kinds(lam, groups, side)[kind])
             v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
-            exact = _in_float64(reference, y, v, lam)
+            exact = inputs.in_float64(reference, y, v, lam)
             for count, both in calls.items():
                 case = {"input": kind, "lam": lam, "cells": count}
                 rows.append(case | _measure(both, y, v, lam, exact, repetitions))
@@ -34,7 +34,7 @@ def run(size: str) -> report.Report:
 
 def _one_attempt(cells: int) -> ibnn_jax.MeanField:
     """These cells alone: no second attempt, no pairwise finish."""
-    return ibnn_jax.MeanField(cells=(cells,), pairwise_max_size=1)
+    return ibnn_jax.MeanField(cells=(cells,), pairwise_max_size=0)
 
 
 def _both(solver, tol=None):
@@ -49,12 +49,6 @@ def _both(solver, tol=None):
         return z, *back(v)
 
     return call
-
-
-def _in_float64(f, *args):
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in args]
-        return [np.asarray(a) for a in f(*wide)]
 
 
 def _measure(both, y, v, lam, exact, repetitions) -> dict:

@@ -101,7 +101,7 @@ def run(size: str) -> report.Report:
     for lam in lams:
         y = jnp.asarray(inputs.kinds(lam, groups, side)["trained"])
         v = jnp.asarray(np.random.default_rng(2).normal(size=y.shape), y.dtype)
-        exact = _in_float64(reference, y, lam, v)
+        exact = inputs.in_float64(reference, y, lam, v)
         for name, gradient in compiled.items():
             case = {"adjoint": name, "lam": lam, "n": side * side, "groups": groups}
             rows.append(case | _measure(gradient, y, lam, v, exact, repetitions))
@@ -115,12 +115,6 @@ def _gradient(solve):
         return (v * solve(y, lam, P, COUPLING)).sum()
 
     return jax.jit(jax.grad(loss, (0, 1)))
-
-
-def _in_float64(f, *args):
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in args]
-        return [np.asarray(g) for g in f(*wide)]
 
 
 def _measure(gradient, y, lam, v, exact, repetitions) -> dict:

@@ -71,3 +71,10 @@ def _residuals(coupling):
     return jax.jit(
         lambda z, y, lam, p: jax.lax.map(lambda pair: residual(*pair, lam, p), (z, y))
     )
+
+
+def in_float64(f, *args) -> list[np.ndarray]:
+    """The arrays that f returns for these arrays, computed in float64."""
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in args]
+        return [np.asarray(array) for array in f(*wide)]

@@ -84,7 +84,7 @@ def _programs(coupling):
     both = _both(coupling, "auto")
     if coupling != COUPLING:
         return both, lambda *_: 1.0
-    without = _both(coupling, ibnn_jax.MeanField(pairwise_max_size=1))
+    without = _both(coupling, ibnn_jax.MeanField(pairwise_max_size=0))
     return both, lambda *args: float(1 - without(*args)[1].converged.mean())
 
 

@@ -30,6 +30,7 @@ from ibnn_jax.core.options import (
     check_count,
     check_flag,
     check_steps,
+    settle,
 )
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.core.solution import Solution, Stats
@@ -63,11 +64,12 @@ class Implicit(AbstractAdjoint):
     """Implicit differentiation: exact at the solution, memory independent of the steps.
 
     A group whose adjoint system could not be solved (its residual stays above
-    `max_relative_residual` * max|v|) gets NaN gradients, never wrong ones in silence;
-    one whose z is NaN likewise.
+    `max_relative_residual` * max|v|) gets NaN gradients; one whose z is NaN likewise.
+    That of a group that ended as MAX_STEPS belongs to the z returned, and is as wrong
+    as that z is; MeanField makes it NaN in groups too large for pairwise solves.
 
     Args:
-        tol: relative residual of the adjoint solve, max|v - H u| <= tol max|v|; None
+        tol: relative residual of the adjoint solve, max|v - H^T u| <= tol max|v|; None
             takes 1e-6 in float32 and 1e-11 in float64.
         max_steps: most steps of the linear solver.
         max_relative_residual: relative residual past which the gradient is declared
@@ -86,10 +88,9 @@ class Implicit(AbstractAdjoint):
     any_order: bool = False
 
     def __post_init__(self):
-        options = asdict(self.linear)  # checked, and made Python numbers, there
-        options["any_order"] = check_flag("any_order", self.any_order)
-        for name, value in options.items():
-            object.__setattr__(self, name, value)
+        # `linear` checks its three, and makes Python numbers of them.
+        any_order = check_flag("any_order", self.any_order)
+        settle(self, any_order=any_order, **asdict(self.linear))
 
     @property
     def needs_exact_solver(self) -> bool:  # type: ignore[override]
@@ -125,8 +126,7 @@ class Unrolled(AbstractAdjoint):
     needs_exact_solver = True
 
     def __post_init__(self):
-        steps = check_steps("Unrolled: max_steps", self.max_steps)
-        object.__setattr__(self, "max_steps", steps)
+        settle(self, max_steps=check_steps("Unrolled: max_steps", self.max_steps))
 
     def check(self, settings):
         super().check(settings)
@@ -168,9 +168,8 @@ class Phantom(AbstractAdjoint):
     damping: float = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "k", check_count("Phantom: k", self.k))
         damping = check_between("Phantom: damping", self.damping, 0, 1, closed=True)
-        object.__setattr__(self, "damping", damping)
+        settle(self, k=check_count("Phantom: k", self.k), damping=damping)
 
     def apply(self, settings, problem, start=None):
         fixed = jax.lax.stop_gradient((problem, start))
@@ -185,7 +184,7 @@ class Phantom(AbstractAdjoint):
 
 @jax.custom_jvp
 def _with_derivative_of(z, value):
-    """The value, which moves as z does."""
+    """`value`, with the tangent of z."""
     return value
 
 
@@ -243,8 +242,9 @@ def _pullback(solver, adjoint, problem, residuals, v):
 def _no_second_derivative(*_):
     raise TypeError(
         "the default adjoint is differentiable once, in reverse mode; for jax.hessian, "
-        "a gradient of a gradient or forward mode use "
-        "implicit_bias(..., solver=Newton(), adjoint=Implicit(any_order=True))"
+        "a gradient of a gradient or forward mode give an exact solver and "
+        "adjoint=Implicit(any_order=True), e.g. implicit_bias(..., solver=Newton(), "
+        "adjoint=Implicit(any_order=True))"
     )
 
 

@@ -132,8 +132,8 @@ def run_in_chunks(
 ):
     """x with f(x, *operands) in the groups of `mask`, `chunk` of them at a time.
 
-    They are taken in the order of `key` [G], which is less in them than in the others.
-    Every leaf of x and of the operands is led by groups.
+    They are taken by ascending `key` [G]; every key inside the mask must be less than
+    every key outside. Every leaf of x and of the operands is led by groups.
     """
     groups = mask.shape[0]
     if isinstance(groups, int) and groups == 0:

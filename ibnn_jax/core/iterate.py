@@ -136,7 +136,7 @@ def run(
         history = carry.trace
         if history is not None:
             history = history.at[:, carry.step + 1].set(norm)
-        # Not ~met: a NaN residual must leave the loop too.
+        # A NaN residual is above no threshold: such a group leaves the loop too.
         active = carry.active & unmet(norm, state.z)
         size = size_of(state)
         since = jnp.where(size < carry.best, 0, carry.since + 1)

@@ -26,7 +26,7 @@ def integer_labels(labels: Any, count: int) -> Int[Array, "N"]:
 
 
 def class_labels(labels: Int[Array, "N"], classes: int) -> Int[Array, "N"]:
-    """Integer labels as int32, -1 where one that is not known is no class.
+    """Labels as int32; a traced one outside 0..classes-1 becomes -1.
 
     Raises:
         ValueError: the labels are known, and not all in 0..classes-1.

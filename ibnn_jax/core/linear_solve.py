@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.core.options import check_between, check_count, check_tol
+from ibnn_jax.core.options import check_between, check_count, check_tol, settle
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.core.solution import Result, Solution, Stats
 
@@ -52,12 +52,14 @@ class LinearSettings:
     max_relative_residual: float = 1e-2
 
     def __post_init__(self):
-        object.__setattr__(self, "tol", check_tol(self.tol))
-        steps = check_count("max_steps", self.max_steps)
-        object.__setattr__(self, "max_steps", steps)
         name = "max_relative_residual"
         most = check_between(name, self.max_relative_residual, 0, math.inf, closed=True)
-        object.__setattr__(self, name, most)
+        settle(
+            self,
+            tol=check_tol(self.tol),
+            max_steps=check_count("max_steps", self.max_steps),
+            max_relative_residual=most,
+        )
 
     def tolerance(self, dtype) -> float:
         """The relative tolerance in this dtype."""

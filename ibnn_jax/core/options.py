@@ -1,5 +1,5 @@
-"""Numbers given as options: concrete ones of numpy and JAX become Python's, others are
-refused when given. So is what is given for an array and is none.
+"""Checks of options: concrete numbers of NumPy and JAX become Python's; whatever is no
+number of its kind is refused when it is given, and so is an array that is none.
 """
 
 import math
@@ -8,6 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
+
+
+def settle(options: Any, **checked: Any) -> None:
+    """Write the checked values into a frozen dataclass, from its `__post_init__`."""
+    for name, value in checked.items():
+        object.__setattr__(options, name, value)
 
 
 def check_tol(tol, name: str = "tol") -> float | None:

@@ -166,8 +166,9 @@ def solve_with(settings: SolveSettings, problem: AbstractProblem, start) -> Solu
 
 def _no_derivative(*_):
     raise TypeError(
-        "solve is not differentiable; use ibnn_jax.implicit_bias, which returns the "
-        "same z (ibnn_jax.core.fixed_point for a problem of your own)"
+        "solve is not differentiable; the same z is, as ibnn_jax.implicit_bias, "
+        "ibnn_jax.nemon.fixed_point, or ibnn_jax.core.fixed_point for a problem of "
+        "your own"
     )
 
 

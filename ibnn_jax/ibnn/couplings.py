@@ -23,7 +23,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
-from ibnn_jax.core.options import is_known, real_array
+from ibnn_jax.core.options import is_known, real_array, settle
 from ibnn_jax.ibnn import sigmas
 from ibnn_jax.ibnn.pairwise import (
     DenseOperator,
@@ -62,7 +62,7 @@ class Uniform:
                 "Uniform: axes is empty; name at least one axis of y to couple, "
                 "e.g. axes=(-3, -2)"
             )
-        object.__setattr__(self, "axes", axes)
+        settle(self, axes=axes)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         """The axes of a y of rank ndim that form a group, counted from 0."""
@@ -112,8 +112,7 @@ class Window:
             raise ValueError(
                 f"Window: axes must name two axes (height, width); got {axes}"
             )
-        object.__setattr__(self, "size", size)
-        object.__setattr__(self, "axes", axes)
+        settle(self, size=size, axes=axes)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         """As `Uniform.coupled_axes`."""

@@ -109,10 +109,11 @@ class IBNNProblem(AbstractProblem):
         return (1 + span.radius + jnp.minimum(reach, 2 * span.radius))[:, 0]
 
     def resolves(self, lost, tol: float, span: Span | None = None):
-        """Whether rounding z by `lost` changes the residual by no more than matters.
+        """Whether rounding z by `lost` changes the residual by no more than matters:
+        by the tolerance, or a thousandth of the range of y where that is more.
 
-        The tolerance, or a thousandth of the range of y where that is more: where the
-        offset that all neurons share is too large, z has no numbers for the rest.
+        It does where y has so large a common offset that the dtype cannot hold the
+        differences beside it.
         """
         tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
         span = span or self.span()

@@ -150,8 +150,8 @@ class WindowOperator(Operator):
 
     @property
     def negative(self) -> float:  # type: ignore[override]
-        """The least value of a side's symbol, sum_j cos(j theta) / m."""
-        return max(_least_symbol(side) for side in self.size)
+        """A bound that holds for images of any size."""
+        return max(_negative_part(side) for side in self.size)
 
     def _shifted(self, v):
         """Yield (v shifted by one offset of the window, 1 where that neighbour is
@@ -303,8 +303,11 @@ def _slopes(
 
 
 @lru_cache
-def _least_symbol(side: int) -> float:
-    """max(0, -min_theta (1 + 2 sum_j cos(j theta)) / side), j to (side - 1) / 2."""
+def _negative_part(side: int) -> float:
+    """max(0, -smallest eigenvalue) of a window over one axis, however long:
+
+    -min_theta (1 + 2 sum_j cos(j theta)) / side, j to (side - 1) / 2.
+    """
     theta = np.linspace(0, np.pi, 20_001)[:, None]
     waves = np.cos(np.arange(1, side // 2 + 1) * theta)
     symbol = (1 + 2 * waves.sum(1)) / side

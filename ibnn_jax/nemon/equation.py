@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Bool, Float
 
-from ibnn_jax.core.options import real_array
+from ibnn_jax.core.options import is_known, real_array
 from ibnn_jax.core.problem import AbstractProblem, Linearisation
 from ibnn_jax.nemon.activations import check_activation, slope
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
@@ -150,6 +149,6 @@ def _weights(eta, matrix: AbstractMatrix, dtype) -> Float[Array, "c"]:
         return best_weights(matrix.summary())
     if jnp.shape(eta) != (size,):
         raise ValueError(f"eta must be [{size}]; got {list(jnp.shape(eta))}")
-    if not isinstance(eta, Tracer) and not (np.asarray(eta) > 0).all():
+    if is_known(eta) and not (np.asarray(eta) > 0).all():
         raise ValueError("eta must be positive")
     return jax.lax.stop_gradient(jnp.asarray(eta, dtype))

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver
 from ibnn_jax.core.batching import full_precision
 from ibnn_jax.core.labels import class_labels, integer_labels
-from ibnn_jax.core.options import real_array
+from ibnn_jax.core.options import is_known, real_array
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix, as_matrix
 from ibnn_jax.nemon.solve import differentiable
@@ -25,6 +24,7 @@ def interval(
     u_hi: Float[Array, "... n"],
     activation: Callable[[Array], Array] = jax.nn.relu,
     eta: Float[Array, "n"] | None = None,
+    *,
     solver: AbstractSolver | str = "auto",
     adjoint: AbstractAdjoint | None = None,
     tol: float | None = None,
@@ -44,6 +44,11 @@ def interval(
     Rows that miss their tolerance get infinite bounds, for nothing is known of them; so
     do rows where a traced u_lo is above u_hi.
 
+    Args:
+        A, activation, eta, solver, adjoint, tol, max_steps: as in `nemon.fixed_point`,
+            for the embedded network.
+        u_lo, u_hi: the ends, of one shape.
+
     Raises:
         ValueError: as `nemon.solve`; u_lo and u_hi differ in shape, or u_lo is known to
             be above u_hi.
@@ -57,7 +62,7 @@ def interval(
             f"u_lo and u_hi must have one shape; got {u_lo.shape} and {u_hi.shape}"
         )
     crossed = u_lo > u_hi
-    if not isinstance(crossed, Tracer) and crossed.any():
+    if is_known(crossed) and crossed.any():
         raise ValueError("the lower end of an interval must not be above the upper one")
     matrix = as_matrix(A)
     both = None if eta is None else jnp.concatenate([eta, eta])

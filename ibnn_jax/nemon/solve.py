@@ -31,10 +31,10 @@ def solve(
     u: Float[Array, "... n"],
     activation: Callable[[Array], Array] = jax.nn.relu,
     eta: Float[Array, "n"] | None = None,
+    *,
     solver: AbstractSolver | str = "auto",
     tol: float | None = None,
     max_steps: int | None = None,
-    *,
     trace: bool = False,
 ) -> Solution:
     """Solve z = phi(A z + u), one system per row of u.
@@ -75,11 +75,11 @@ def fixed_point(
     u: Float[Array, "... n"],
     activation: Callable[[Array], Array] = jax.nn.relu,
     eta: Float[Array, "n"] | None = None,
+    *,
     solver: AbstractSolver | str = "auto",
     adjoint: AbstractAdjoint | None = None,
     tol: float | None = None,
     max_steps: int | None = None,
-    *,
     return_solution: bool = False,
 ):
     """The same z, differentiable in A and u.
@@ -106,6 +106,7 @@ def solve_adjoint(
     z: Float[Array, "... n"],
     v: Float[Array, "... n"],
     activation: Callable[[Array], Array] = jax.nn.relu,
+    *,
     tol: float | None = None,
     max_steps: int = 500,
 ) -> Solution:
@@ -115,6 +116,7 @@ def solve_adjoint(
         z, v: the solution and its cotangent, of the shape of u.
         tol: max|v - (I - D A)^T w| <= tol max|v|; None takes 1e-6 in float32, 1e-11 in
             float64.
+        max_steps: most steps of the linear solver.
 
     Returns:
         Solution: w in `value`; `stats.residual` is the true residual, computed anew.
@@ -188,6 +190,7 @@ def most_steps(
     u: Float[Array, "... n"],
     activation: Callable[[Array], Array] = jax.nn.relu,
     eta: Float[Array, "n"] | None = None,
+    *,
     gamma: float = 0.0,
     tol: float | None = None,
 ) -> Int[Array, "..."]:

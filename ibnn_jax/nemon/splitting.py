@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from ibnn_jax.core import IterativeSolver
 from ibnn_jax.core.iterate import Simple
-from ibnn_jax.core.options import check_between
+from ibnn_jax.core.options import check_between, settle
 from ibnn_jax.nemon.equation import NEMONProblem
 from ibnn_jax.nemon.matrices import DenseMatrix
 
@@ -122,8 +122,7 @@ class _Prepared(NEMONProblem):
 
 def _check_alpha(solver) -> None:
     name = f"{type(solver).__name__}: alpha"
-    alpha = check_between(name, solver.alpha, 0, math.inf)
-    object.__setattr__(solver, "alpha", alpha)
+    settle(solver, alpha=check_between(name, solver.alpha, 0, math.inf))
 
 
 def _check_problem(solver, problem) -> None:

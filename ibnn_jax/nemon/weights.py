@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.options import real_array
+from ibnn_jax.core.options import is_known, real_array
 
 
 def contractive(
@@ -149,9 +148,7 @@ def monotone(
 def check_gamma(gamma) -> None:
     """Refuse a gamma that is known and not below 1."""
     real_array("gamma", gamma)
-    if isinstance(gamma, Tracer):
-        return
-    if not ((np.asarray(gamma) < 1) & np.isfinite(gamma)).all():
+    if is_known(gamma) and not ((np.asarray(gamma) < 1) & np.isfinite(gamma)).all():
         raise ValueError(
             f"gamma must be below 1 and finite, or z is not unique; got {gamma}"
         )

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax import nemon
+from ibnn_jax.core.options import is_known
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.nn.front import Pixels
 from ibnn_jax.nn.nemon import NEMON
@@ -113,9 +113,9 @@ class EquilibriumClassifier(nnx.Module):
                 f"eps must be one number, or one per image, [{len(images)}]; got shape "
                 f"{list(np.shape(eps))}"
             )
-        if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
+        if is_known(eps) and not (np.asarray(eps) >= 0).all():
             raise ValueError(f"eps must be at least 0; got {eps}")
-        if isinstance(images, Tracer) or images.size == 0:
+        if not is_known(images) or images.size == 0:
             return
         pixels = np.asarray(images)  # by numpy, since jax computes nothing under jit
         least, most = float(pixels.min()), float(pixels.max())

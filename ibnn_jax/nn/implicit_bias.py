@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
-from ibnn_jax.core.options import check_count, real_array
+from ibnn_jax.core.options import check_count, is_known, real_array
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Dense, Uniform, symmetrised
@@ -82,7 +82,7 @@ class ImplicitBias(nnx.Module):
             raise ValueError(
                 f"constraint must be one of {CONSTRAINTS}; got {constraint!r}"
             )
-        if real_array("p", p).ndim or not (isinstance(p, Tracer) or p > 0):
+        if real_array("p", p).ndim or not (not is_known(p) or p > 0):
             raise ValueError(f"p must be one positive number; got {p}")
         _check_channels(channels, coupling)
         tol, max_steps = check_options(coupling, solver, adjoint, tol, max_steps)

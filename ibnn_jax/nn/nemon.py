@@ -96,10 +96,11 @@ class Equilibrium(nnx.Module):
             u_hi,
             self.activation,
             self.eta,
-            "auto",
-            self.adjoint,
-            self.tol,
-            self.max_steps,
+            # Not the layer's own: a splitting for MON need not converge on it.
+            solver="auto",
+            adjoint=self.adjoint,
+            tol=self.tol,
+            max_steps=self.max_steps,
         )
 
     def _lay_out(self, u) -> Array | AbstractMatrix:

@@ -104,14 +104,14 @@ def _keep_arguments(cls: Any, name: str) -> None:
             return  # a subclass has other arguments
         given = signature.bind(self, *args, **kwargs)
         try:
-            self._recipe = json.dumps({"build": name} | _encode_call(given, name))
+            self._recipe = json.dumps({"build": name} | _encode_call(given))
         except NotSaveable as error:
             self._recipe = json.dumps({"not saveable": str(error)})
 
     cls.__init__ = __init__
 
 
-def _encode_call(given: inspect.BoundArguments, owner: str) -> dict[str, Any]:
+def _encode_call(given: inspect.BoundArguments) -> dict[str, Any]:
     """The arguments but self: "with" those that have a name, "places" the others."""
     kinds = {p.kind: key for key, p in given.signature.parameters.items()}
     options = kinds.get(inspect.Parameter.VAR_KEYWORD, "")

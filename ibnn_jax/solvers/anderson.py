@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
-from ibnn_jax.core.options import check_count, check_number
+from ibnn_jax.core.options import check_count, check_number, settle
 from ibnn_jax.core.solver import IterativeSolver
 from ibnn_jax.solvers.safeguard import (
     acceptable,
@@ -58,13 +58,12 @@ class Anderson(IterativeSolver):
 
     def __post_init__(self):
         window = check_count("Anderson: window", self.window)
-        object.__setattr__(self, "window", window)
         ridge = check_number("Anderson: ridge", self.ridge)
         if not 0 <= ridge < math.inf:
             raise ValueError(
                 f"Anderson: ridge must not be negative or infinite; got {self.ridge!r}"
             )
-        object.__setattr__(self, "ridge", ridge)
+        settle(self, window=window, ridge=ridge)
 
     def init(self, problem, z):
         r = problem.residual(z)

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
-from ibnn_jax.core.options import check_count
+from ibnn_jax.core.options import check_count, settle
 from ibnn_jax.core.solver import IterativeSolver
 from ibnn_jax.solvers.safeguard import (
     acceptable,
@@ -52,8 +52,7 @@ class Broyden(IterativeSolver):
     memory: int = 20
 
     def __post_init__(self):
-        memory = check_count("Broyden: memory", self.memory)
-        object.__setattr__(self, "memory", memory)
+        settle(self, memory=check_count("Broyden: memory", self.memory))
 
     def init(self, problem, z):
         r = problem.residual(z)

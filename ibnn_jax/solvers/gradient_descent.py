@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.batching import select
-from ibnn_jax.core.options import check_between
+from ibnn_jax.core.options import check_between, settle
 from ibnn_jax.core.solver import IterativeSolver
 
 
@@ -56,9 +56,8 @@ class GradientDescent(IterativeSolver):
     def __post_init__(self):
         name = "GradientDescent: armijo"
         armijo = check_between(name, self.armijo, 0, 0.5, closed=True)
-        object.__setattr__(self, "armijo", armijo)
         shrink = check_between("GradientDescent: shrink", self.shrink, 0, 1)
-        object.__setattr__(self, "shrink", shrink)
+        settle(self, armijo=armijo, shrink=shrink)
 
     def init(self, problem, z):
         return _State(z, problem.residual(z), problem.shortest_step)

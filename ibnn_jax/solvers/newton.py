@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from ibnn_jax.core.batching import select
 from ibnn_jax.core.iterate import Simple
 from ibnn_jax.core.linear_solve import linear_solve
-from ibnn_jax.core.options import check_between, check_count
+from ibnn_jax.core.options import check_between, check_count, settle
 from ibnn_jax.core.problem import AbstractProblem
 from ibnn_jax.core.solver import IterativeSolver
 
@@ -54,11 +54,12 @@ class Newton(IterativeSolver):
     patience: ClassVar[int] = 10
 
     def __post_init__(self):
-        tol = check_between("Newton: linear_tol", self.linear_tol, 0, 1)
-        object.__setattr__(self, "linear_tol", tol)
-        for name in ("linear_steps", "cuts"):
-            count = check_count(f"Newton: {name}", getattr(self, name))
-            object.__setattr__(self, name, count)
+        settle(
+            self,
+            linear_tol=check_between("Newton: linear_tol", self.linear_tol, 0, 1),
+            linear_steps=check_count("Newton: linear_steps", self.linear_steps),
+            cuts=check_count("Newton: cuts", self.cuts),
+        )
 
     def init(self, problem, z):
         return Simple(z, problem.residual(z))

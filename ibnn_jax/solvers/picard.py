@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ibnn_jax.core.iterate import Simple
-from ibnn_jax.core.options import check_between
+from ibnn_jax.core.options import check_between, settle
 from ibnn_jax.core.solver import IterativeSolver
 
 
@@ -47,7 +47,7 @@ class Picard(IterativeSolver):
             return
         name = 'Picard: damping, if not "auto",'
         damping = check_between(name, self.damping, 0, 1, closed=True)
-        object.__setattr__(self, "damping", damping)
+        settle(self, damping=damping)
 
     def init(self, problem, z):
         return Simple(z, problem.residual(z))

@@ -36,7 +36,7 @@ def dense_solution(A, u, activation, steps=100_000):
 
 
 def reaches(exact, A, u, activation, eta, solver):
-    solution = nemon.solve(A, u, activation, eta, solver, max_steps=50_000)
+    solution = nemon.solve(A, u, activation, eta, solver=solver, max_steps=50_000)
     assert (solution.result == ibnn_jax.Result.CONVERGED).all(), solver
     np.testing.assert_allclose(solution.value, exact, atol=1e-9)
 
@@ -149,7 +149,7 @@ def test_unrolled_and_phantom_adjoints(draws):
 
     def gradient(adjoint, solver=ibnn_jax.Picard()):
         def loss(A):
-            z = nemon.fixed_point(A, u, jnp.tanh, eta, solver, adjoint)
+            z = nemon.fixed_point(A, u, jnp.tanh, eta, solver=solver, adjoint=adjoint)
             return (v * z).sum()
 
         return jax.grad(loss)(A)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.npz import read_arrays, warn_outside_unit_range
+from train.data.npz import LARGEST_FLOAT, read_arrays, warn_outside_unit_range
 from train.runs.ensemble import Ensemble
 from train.runs.files import write_text
 from train.runs.summary import aligned
@@ -69,7 +69,7 @@ def _in_unit_range(path: Path, images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{path}: images must be uint8 or floating point, not {images.dtype}"
         )
-    if not np.isfinite(images).all() or np.abs(images).max(initial=0) > 20:
+    if not np.isfinite(images).all() or np.abs(images).max(initial=0) > LARGEST_FLOAT:
         raise ValueError(
             f"{path}: floating-point images must be in [0, 1]; they are in "
             f"{images.min():g}..{images.max():g}"

@@ -1,6 +1,7 @@
 """Uniform coupling in O(n): a group's neurons reduced to a few points, or on a grid.
 
 solver.py      MeanField: its options, what it states
+plan.py        what is tried for groups of one size
 forward.py     the attempts: points, grids, pairs
 pullback.py    the adjoint
 reduced.py     the points: solve them, read the neurons off

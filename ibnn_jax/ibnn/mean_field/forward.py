@@ -1,7 +1,7 @@
 """The forward pass of MeanField: points, then grids, then pairs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,21 @@ from ibnn_jax.core.batching import run_where, select
 from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
-from ibnn_jax.ibnn.equation import IBNNProblem, Span
+from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import on_grids
+from ibnn_jax.ibnn.mean_field.plan import Plan
 from ibnn_jax.ibnn.mean_field.point_system import LINEAR_TOL
 from ibnn_jax.ibnn.mean_field.reduced import (
     WIDTHS,
     Attempt,
     Points,
-    Setting,
+    Prepared,
     bias_of,
     solve_with_cells,
     threshold_of,
-    wanted_of,
+    threshold_unrounded,
 )
 from ibnn_jax.solvers.newton import Newton
-
-if TYPE_CHECKING:
-    from ibnn_jax.ibnn.mean_field.solver import MeanField
 
 
 class Residuals(NamedTuple):
@@ -50,23 +48,13 @@ class _State(NamedTuple):
     number: Int[Array, "G"]
 
 
-def prepare(
-    problem: IBNNProblem, settings: SolveSettings | None, on_points, moments
-) -> tuple[Setting, Bool[Array, "G"]]:
-    """(the problem sanitised, with the range of y, which groups were finite)."""
-    span = problem.span()
-    problem, valid = problem.sanitised()
-    span = Span(*select(valid, span, jax.tree.map(jnp.zeros_like, span)))
-    tol, max_steps = (settings.tol, settings.max_steps) if settings else (0.0, 0)
-    return Setting(problem, span, tol, max_steps, on_points, moments), valid
-
-
 @dataclass(frozen=True)
 class Forward:
     """One solve, on groups."""
 
-    solver: "MeanField"
-    setting: Setting
+    plan: Plan
+    settings: SolveSettings
+    prepared: Prepared
     valid: Bool[Array, "G"]
 
     def solve(self) -> tuple[Solution, Residuals]:
@@ -75,7 +63,7 @@ class Forward:
         attempt, points = self._first()
         grid = self._choose_grid(points)
         state = self._begin(attempt)
-        if self.grids or self.cells[1:] or self.small:
+        if self.plan.grids or self.plan.cells[1:] or self.plan.pairs:
             state = jax.lax.cond(
                 self._missed(attempt).any(),
                 lambda state: self._finish(state, points, grid),
@@ -86,42 +74,29 @@ class Forward:
         z = problem.y - problem.lam * attempt.bias
         ran = Run(z, attempt.residual, attempt.steps, None)
         # Equal neurons are returned as they are, others to half an epsilon.
-        largest = jnp.abs(self.setting.span.centre) + self.setting.span.radius
+        largest = jnp.abs(self.prepared.span.centre) + self.prepared.span.radius
         eps = float(jnp.finfo(z.dtype).eps)
-        lost = jnp.where(self.setting.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
-        resolved = problem.resolves(lost, self.setting.tol, self.setting.span)
+        lost = jnp.where(self.prepared.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
+        resolved = problem.resolves(lost, self.settings.tol, self.prepared.span)
         solution = package(problem, self.valid, ran, threshold, resolved)
         return solution, Residuals(attempt, points, state.later, state.number, grid)
 
     @property
     def problem(self) -> IBNNProblem:
-        return self.setting.problem
+        return self.prepared.problem
 
     @property
     def threshold(self) -> Float[Array, "G"]:
-        return threshold_of(self.problem, self.setting.tol, self.setting.span)
-
-    @property
-    def grids(self):
-        return self.solver.grids(self.problem)
-
-    @property
-    def cells(self) -> tuple[int, ...]:
-        """The cells of every attempt on points."""
-        return self.solver.attempts(self.problem)
-
-    @property
-    def small(self) -> bool:
-        """Whether the group may be solved pairwise."""
-        return self.problem.y.shape[1] <= self.solver.pairwise_max_size
+        return threshold_of(self.problem, self.settings.tol, self.prepared.span)
 
     def _missed(self, attempt: Attempt) -> Bool[Array, "G"]:
         return self.valid & ~attempt.meets(self.threshold)
 
     def _first(self) -> tuple[Attempt, Points]:
         """The first attempt; before a grid only fine cells count as resolved."""
-        attempt, points = solve_with_cells(self.setting, self.cells[0])
-        if self.grids:
+        first = self.plan.cells[0]
+        attempt, points = solve_with_cells(self.prepared, self.settings, first)
+        if self.plan.grids:
             # Coarse cells may meet the tolerance where lam is small, but they resolve
             # neither B nor its derivatives.
             fine = _fine(attempt) | ~self.problem.unique
@@ -130,18 +105,19 @@ class Forward:
 
     def _choose_grid(self, points: Points) -> Int[Array, "G"]:
         """The grid that serves each group; their number where none does."""
-        if not self.grids:
+        grids = self.plan.grids
+        if not grids:
             return jnp.zeros_like(self.threshold, dtype=jnp.int32)
-        grid = on_grids.choose(self.setting, points, self.threshold, self.grids)
-        if not self.small:
-            grid = jnp.minimum(grid, len(self.grids) - 1)  # no other way is left
+        grid = on_grids.choose(self.prepared, points, self.threshold, grids)
+        if not self.plan.pairs:
+            grid = jnp.minimum(grid, len(grids) - 1)  # no other way is left
         return grid
 
     def _begin(self, attempt: Attempt) -> _State:
         column = self.problem.y[:, :1]
         later = [
             jnp.zeros_like(jnp.repeat(column, 2 * count + 2, 1))
-            for count in self.cells[1:]
+            for count in self.plan.cells[1:]
         ]
         return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
 
@@ -151,26 +127,27 @@ class Forward:
         Groups that are too wide for their cells go to the grids at once.
         """
         attempt, number, solved = state.attempt, state.number, []
-        more = _fine(attempt) if self.grids else jnp.ones_like(attempt.resolved)
-        for count, z in zip(self.cells[1:], state.later):
+        grids = self.plan.grids
+        more = _fine(attempt) if grids else jnp.ones_like(attempt.resolved)
+        for count, z in zip(self.plan.cells[1:], state.later):
             attempt, z = self._retry(count, attempt, z, points, more)
             solved.append(z)
             number += self._missed(attempt).astype(jnp.int32)
-        if self.grids:
+        if grids:
             # Past the bound, and where none serves, that is left to the pairs.
-            mask = self._missed(attempt) & self.problem.unique
-            mask &= grid < len(self.grids)
-            attempt = on_grids.attempt(
-                mask, grid, self.grids, attempt, self.setting, self.threshold
-            )
+            mask = self._missed(attempt) & self.problem.unique & (grid < len(grids))
+            operands = (attempt, self.prepared, self.threshold, self.settings.max_steps)
+            attempt = on_grids.attempt(mask, grid, grids, *operands)
             number += self._missed(attempt).astype(jnp.int32)
-        if self.small:
+        if self.plan.pairs:
             attempt = run_where(
                 self._missed(attempt),
                 self._pairwise,
                 attempt,
                 self.problem,
-                wanted_of(self.problem, self.setting.tol, self.setting.span),
+                threshold_unrounded(
+                    self.problem, self.settings.tol, self.prepared.span
+                ),
                 side=self.problem.y.shape[1],
             )
         return _State(attempt, solved, number)
@@ -179,8 +156,8 @@ class Forward:
         """(outcome, z at the points) with more cells, from the first solution."""
 
         def again(state, problem, span, first):
-            setting = self.setting._replace(problem=problem, span=span)
-            attempt, points = solve_with_cells(setting, count, first)
+            prepared = self.prepared._replace(problem=problem, span=span)
+            attempt, points = solve_with_cells(prepared, self.settings, count, first)
             return attempt._replace(steps=state[0].steps + attempt.steps), points.z
 
         return run_where(
@@ -188,7 +165,7 @@ class Forward:
             again,
             (attempt, z),
             self.problem,
-            self.setting.span,
+            self.prepared.span,
             points,
             side=z.shape[1],
         )
@@ -205,7 +182,7 @@ class Forward:
         near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=LINEAR_TOL)
-        ran = run(newton, problem, start, threshold, self.setting.max_steps)
+        ran = run(newton, problem, start, threshold, self.settings.max_steps)
         bias = bias_of(problem, problem.y - ran.z, problem.op.bias(ran.z, problem.p))
         return attempt._replace(
             bias=bias,

@@ -38,8 +38,8 @@ LARGEST_ERROR = 0.02
 PROGRESS = 0.8
 # Failed steps after which a group starts again, and after which it is given up
 RESTART, GIVE_UP = 2, 5
-# Largest |q| times the share of neurons beyond an end of the grid, themselves not
-# counted, whose effect on each other may be left out of gradients
+# Neurons beyond an end of the grid do not see each other. Gradients are accepted where
+# |q| times their share, less one neuron, is at most this.
 BEYOND = 3e-3
 
 

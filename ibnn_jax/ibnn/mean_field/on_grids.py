@@ -10,7 +10,7 @@ from ibnn_jax.ibnn.mean_field import ladder, newton
 from ibnn_jax.ibnn.mean_field.reduced import (
     Attempt,
     Points,
-    Setting,
+    Prepared,
     bias_of,
     rounding,
 )
@@ -30,10 +30,10 @@ def scaled(
 
 
 def choose(
-    setting: Setting, points: Points, threshold: Float[Array, "G"], grids
+    prepared: Prepared, points: Points, threshold: Float[Array, "G"], grids
 ) -> Int[Array, "G"]:
     """The grid that serves each group, their number where none does."""
-    problem, span = setting.problem, setting.span
+    problem, span = prepared.problem, prepared.span
     lam, p = problem.lam, problem.p
     mean = (problem.y - span.centre).mean(-1, keepdims=True)
     most = p * (span.radius + jnp.abs(mean) + jnp.maximum(lam, 0))  # as |B| <= 1
@@ -48,11 +48,12 @@ def attempt(
     index: Int[Array, "G"],
     grids,
     before: Attempt,
-    setting: Setting,
+    prepared: Prepared,
     threshold: Float[Array, "G"],
+    max_steps: int,
 ) -> Attempt:
     """The outcome on the grids in the groups of `mask`, what was before elsewhere."""
-    problem, span = setting.problem, setting.span
+    problem, span = prepared.problem, prepared.span
 
     def on_grid(grid, left, before, y, lam, p, radius, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
@@ -66,7 +67,7 @@ def attempt(
             x,
             tol=0.5 * p * threshold[:, None],
             floor=0.25 * floor,
-            max_steps=setting.max_steps,
+            max_steps=max_steps,
             left=left,
         )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
@@ -90,7 +91,7 @@ def adjoint(
     index: Int[Array, "G"],
     grids,
     before: tuple[Float[Array, "G n"], Bool[Array, "G"]],
-    setting: Setting,
+    prepared: Prepared,
     attempt: Attempt,
     v: Float[Array, "G n"],
     options: LinearSettings,
@@ -114,7 +115,7 @@ def adjoint(
         lost = ~jnp.isfinite(v.max(-1) - v.min(-1))
         return (response.u, response.ok[:, 0] | lost), response.done[:, 0] | lost
 
-    y, q = scaled(setting.problem, setting.span)
+    y, q = scaled(prepared.problem, prepared.span)
     operands = (y, q, attempt.bias, attempt.slope, v)
     return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 
@@ -124,7 +125,7 @@ def bias_by_p(
     index: Int[Array, "G"],
     grids,
     before: Float[Array, "G n"],
-    setting: Setting,
+    prepared: Prepared,
     bias: Float[Array, "G n"],
 ) -> Float[Array, "G n"]:
     """dB/dp at the neurons in the groups of `mask`."""
@@ -132,6 +133,6 @@ def bias_by_p(
     def on_grid(grid, _, y, q, p, bias):
         return newton.moment(grid, y - q * bias) / p
 
-    y, q = scaled(setting.problem, setting.span)
-    operands = (y, q, setting.problem.p, bias)
+    y, q = scaled(prepared.problem, prepared.span)
+    operands = (y, q, prepared.problem.p, bias)
     return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)

@@ -1,8 +1,6 @@
 """The adjoint of MeanField: on what met the tolerance: points, a grid, or pairs."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -13,16 +11,14 @@ from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import on_grids
 from ibnn_jax.ibnn.mean_field.forward import Residuals
+from ibnn_jax.ibnn.mean_field.plan import Plan
 from ibnn_jax.ibnn.mean_field.reduced import (
     WIDTHS,
-    Setting,
+    Prepared,
     bias_by_p,
     rebuild_points,
     reduced_adjoint,
 )
-
-if TYPE_CHECKING:
-    from ibnn_jax.ibnn.mean_field.solver import MeanField
 
 # As WIDTHS, for dB / dp, whose kernel x sech^2 x turns faster
 WIDTHS_BY_P = 1
@@ -32,8 +28,8 @@ WIDTHS_BY_P = 1
 class Pullback:
     """One adjoint solve, on groups."""
 
-    solver: "MeanField"
-    setting: Setting
+    plan: Plan
+    prepared: Prepared
     valid: Bool[Array, "G"]
     residuals: Residuals
     options: LinearSettings
@@ -45,13 +41,13 @@ class Pullback:
         sum_i B_i = sum_i dB_i / dp = 0, so the mean of u has no part in the sums for
         lam and p, where it would multiply the errors of B and dB / dp.
         """
-        attempt, problem = self.residuals.attempt, self.setting.problem
+        attempt, problem = self.residuals.attempt, self.prepared.problem
         valid = self.valid & jnp.isfinite(attempt.residual)
         level = v.mean(-1, keepdims=True)
         v = v - level
         u, ok, bias = self._solve(v, valid)
         exact = self._unsolved(valid, ok)
-        if not self.small and self.options.max_relative_residual < 1:
+        if not self.plan.pairs and self.options.max_relative_residual < 1:
             valid &= ~exact  # too large for the pairwise solve: lost, and said so
 
         u = u - u.mean(-1, keepdims=True)
@@ -68,11 +64,11 @@ class Pullback:
     def _solve(
         self, v, valid
     ) -> tuple[Float[Array, "G n"], Bool[Array, "G"], Float[Array, "G n"]]:
-        """(u, the groups in which it solves what z solves, B at the neurons)."""
+        """(u, whether u solves the adjoint system of the group, B at the neurons)."""
         attempt, points = self.residuals.attempt, self.residuals.points
         # Also where grids solved all: it takes little, a branch costs the others more.
-        u, ok = reduced_adjoint(self.setting, attempt, points, v, self.options)
-        if not (self.grids or self.residuals.later or self.small):
+        u, ok = reduced_adjoint(self.prepared, attempt, points, v, self.options)
+        if not (self.plan.grids or self.residuals.later or self.plan.pairs):
             return u, ok, attempt.bias
         # One branch for all that few groups need: a GPU waits for each.
         needed = (self.residuals.number > 0) | ~ok | (attempt.widths > WIDTHS)
@@ -85,15 +81,6 @@ class Pullback:
             attempt.bias,
         )
 
-    @property
-    def grids(self):
-        return self.solver.grids(self.setting.problem)
-
-    @property
-    def small(self) -> bool:
-        """Whether the group may be solved pairwise."""
-        return self.setting.problem.y.shape[1] <= self.solver.pairwise_max_size
-
     def _later(self, valid):
         """(the groups that it solved, z at its points) of every later attempt."""
         numbered = enumerate(self.residuals.later, start=1)
@@ -101,13 +88,13 @@ class Pullback:
 
     def _on_grid(self, valid) -> Bool[Array, "G"]:
         """The groups that a grid solved."""
-        if not self.grids:
+        if not self.plan.grids:
             return jnp.zeros_like(valid)
         return valid & (self.residuals.number == 1 + len(self.residuals.later))
 
     def _unsolved(self, valid, ok) -> Bool[Array, "G"]:
         """Groups that neither points nor a grid served, forward or backward."""
-        last = len(self.residuals.later) + bool(self.grids)
+        last = len(self.residuals.later) + bool(self.plan.grids)
         return valid & ((self.residuals.number > last) | ~ok)
 
     def _finish(self, u, ok, v, valid):
@@ -116,21 +103,21 @@ class Pullback:
         """
 
         def on_points(_, problem, span, attempt, z, v):
-            setting = self.setting._replace(problem=problem, span=span)
-            points = rebuild_points(setting, z)
-            return reduced_adjoint(setting, attempt, points, v, self.options)
+            prepared = self.prepared._replace(problem=problem, span=span)
+            points = rebuild_points(prepared, z)
+            return reduced_adjoint(prepared, attempt, points, v, self.options)
 
-        problem, span = self.setting.problem, self.setting.span
+        problem, span = self.prepared.problem, self.prepared.span
         attempt = self.residuals.attempt
         for mask, z in self._later(valid):
             side = z.shape[1]
             operands = (problem, span, attempt, z, v)
             u, ok = run_where(mask, on_points, (u, ok), *operands, side=side)
-        if self.grids:
+        if self.plan.grids:
             mask, grid = self._on_grid(valid), self.residuals.grid
-            operands = (self.setting, attempt, v, self.options)
-            u, ok = on_grids.adjoint(mask, grid, self.grids, (u, ok), *operands)
-        if self.small:
+            operands = (self.prepared, attempt, v, self.options)
+            u, ok = on_grids.adjoint(mask, grid, self.plan.grids, (u, ok), *operands)
+        if self.plan.pairs:
             mask, side = self._unsolved(valid, ok), v.shape[1]
             u = run_where(mask, self._pairwise, u, problem, attempt.bias, v, side=side)
         return u, ok, self._bias(valid & ~self._unsolved(valid, ok))
@@ -146,42 +133,42 @@ class Pullback:
 
         Where lam is small they need not for z, but do for the sum for lam.
         """
-        attempt, n = self.residuals.attempt, self.setting.problem.y.shape[1]
-        if not self.small:
+        attempt, n = self.residuals.attempt, self.prepared.problem.y.shape[1]
+        if not self.plan.pairs:
             return attempt.bias
 
         def pairwise(bias, problem):
             return problem.op.bias(_centred_z(problem, bias), problem.p)
 
         mask = on_points & (attempt.widths > WIDTHS)
-        return run_where(mask, pairwise, attempt.bias, self.setting.problem, side=n)
+        return run_where(mask, pairwise, attempt.bias, self.prepared.problem, side=n)
 
     def _bias_by_p(self, valid, exact) -> Float[Array, "G n"]:
         """dB/dp at the neurons: from the points that served each group; where they do
         not resolve it through a grid, or over pairs.
         """
-        problem, span = self.setting.problem, self.setting.span
+        problem, span = self.prepared.problem, self.prepared.span
         attempt, grid = self.residuals.attempt, self.residuals.grid
 
         def on_points(_, problem, span, z):
-            setting = self.setting._replace(problem=problem, span=span)
-            return bias_by_p(setting, rebuild_points(setting, z))
+            prepared = self.prepared._replace(problem=problem, span=span)
+            return bias_by_p(prepared, rebuild_points(prepared, z))
 
         def pairwise(_, problem, bias):
             slope, z = problem.op.sigma.derivative, _centred_z(problem, bias)
             return problem.op.pair_sum(lambda t, p: slope(p * t, t), z, problem.p)
 
-        by_p = bias_by_p(self.setting, self.residuals.points)
+        by_p = bias_by_p(self.prepared, self.residuals.points)
         for mask, z in self._later(valid):
             by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
         rest = exact | (valid & (attempt.widths > WIDTHS_BY_P))
-        if self.grids:
-            served = (grid < len(self.grids)) & problem.unique
+        if self.plan.grids:
+            served = (grid < len(self.plan.grids)) & problem.unique
             mask = self._on_grid(valid) | (rest & served)
-            operands = (self.setting, attempt.bias)
-            by_p = on_grids.bias_by_p(mask, grid, self.grids, by_p, *operands)
+            operands = (self.prepared, attempt.bias)
+            by_p = on_grids.bias_by_p(mask, grid, self.plan.grids, by_p, *operands)
             rest &= ~mask
-        if self.small:
+        if self.plan.pairs:
             side = by_p.shape[1]
             by_p = run_where(rest, pairwise, by_p, problem, attempt.bias, side=side)
         return by_p

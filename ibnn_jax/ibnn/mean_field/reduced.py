@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from ibnn_jax.ibnn.mean_field.quadrature import Cells, Place, Quadrature
 from ibnn_jax.core.iterate import Run
 from ibnn_jax.core.linear_solve import LinearSettings
+from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import point_system
 
@@ -84,35 +85,38 @@ def threshold_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "
     sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide
     y, would leave nothing of the gradient. Rounding may forbid the second.
     """
-    wanted = wanted_of(problem, tol, span)
+    wanted = threshold_unrounded(problem, tol, span)
     steep = (1 + jnp.abs(problem.lam) * problem.p)[:, 0]
     least = 4 * rounding(steep, span.radius[:, 0])
     return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(wanted, least))
 
 
-def wanted_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "G"]:
-    """`threshold_of`, did numbers not round."""
+def threshold_unrounded(
+    problem: IBNNProblem, tol: float, span: Span
+) -> Float[Array, "G"]:
+    """`threshold_of` as it would be if numbers did not round."""
     return jnp.minimum(problem.tolerance(tol, span), 50 * tol / problem.p[:, 0])
 
 
-class Setting(NamedTuple):
-    """A problem ready to be reduced, and how its points are solved."""
+class Prepared(NamedTuple):
+    """A problem ready to be reduced, and how that is computed."""
 
     problem: IBNNProblem  # sanitised
     span: Span  # of y
-    tol: float
-    max_steps: int
     on_points: Callable  # (f, *arrays) -> f(how, *arrays), for f of `point_system`
     moments: Callable  # (place, v) -> place.moments(v)
 
 
 def solve_with_cells(
-    setting: Setting, count: int, coarser: Points | None = None
+    prepared: Prepared,
+    settings: SolveSettings,
+    count: int,
+    coarser: Points | None = None,
 ) -> tuple[Attempt, Points]:
     """Solve with `count` cells, from the solution with fewer where there is one."""
-    problem = setting.problem
-    place, quadrature = _stand_ins(setting, count)
-    points, ran = _solve_points(setting, place.cells, quadrature, coarser)
+    problem = prepared.problem
+    place, quadrature = _stand_ins(prepared, count)
+    points, ran = _solve_points(prepared, settings, place.cells, quadrature, coarser)
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     residual = ran.residual + _error(problem, points, ran.residual)
@@ -121,36 +125,40 @@ def solve_with_cells(
     return Attempt(bias, slope, residual, resolved, widths, ran.steps), points
 
 
-def rebuild_points(setting: Setting, z: Float[Array, "G 2m+2"]) -> Points:
+def rebuild_points(prepared: Prepared, z: Float[Array, "G 2m+2"]) -> Points:
     """The Points of which only z was kept."""
     count = z.shape[1] // 2 - 1
-    place, quadrature = _stand_ins(setting, count)
-    return _points_of(setting, place.cells, quadrature, z)
+    place, quadrature = _stand_ins(prepared, count)
+    return _points_of(prepared, place.cells, quadrature, z)
 
 
-def _stand_ins(setting: Setting, count: int) -> tuple[Place, Quadrature]:
+def _stand_ins(prepared: Prepared, count: int) -> tuple[Place, Quadrature]:
     """The neurons in `count` cells, and the points that stand for them."""
-    place = _neurons(setting, Cells.spanning(setting.span.radius, count))
-    moments = setting.moments(place, 1 / setting.problem.y.shape[1])
+    place = _locate(prepared, Cells.spanning(prepared.span.radius, count))
+    moments = prepared.moments(place, 1 / prepared.problem.y.shape[1])
     return place, place.quadrature(moments)
 
 
-def _neurons(setting: Setting, cells: Cells) -> Place:
+def _locate(prepared: Prepared, cells: Cells) -> Place:
     """The neurons in the cells, which lie around 0.
 
     So nothing as large as the shared part of y is subtracted from its like.
     """
-    return cells.locate(setting.problem.y - setting.span.centre)
+    return cells.locate(prepared.problem.y - prepared.span.centre)
 
 
 def _solve_points(
-    setting: Setting, cells: Cells, quadrature: Quadrature, coarser: Points | None
+    prepared: Prepared,
+    settings: SolveSettings,
+    cells: Cells,
+    quadrature: Quadrature,
+    coarser: Points | None,
 ) -> tuple[Points, Run]:
     """Newton on the points, from their own start or from coarser cells' solution."""
-    problem, lam = setting.problem, setting.problem.lam
+    problem, lam = prepared.problem, prepared.problem.lam
 
     def newton(how, *arrays):
-        return point_system.solve(how, *arrays, max_steps=setting.max_steps)
+        return point_system.solve(how, *arrays, max_steps=settings.max_steps)
 
     start = []
     if coarser is not None:
@@ -163,15 +171,15 @@ def _solve_points(
     # needs, so it is at most a share of their range: one that `_error`, which sees it
     # again at the inner points, can add to itself within `SHARE`.
     share = 2e-4 * (cells.width * cells.count)[:, 0]
-    threshold = jnp.minimum(threshold_of(problem, 0.25 * setting.tol, span), share)
+    threshold = jnp.minimum(threshold_of(problem, 0.25 * settings.tol, span), share)
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
-    ran = setting.on_points(newton, *inputs, *start)
-    return _points_of(setting, cells, quadrature, ran.z), ran
+    ran = prepared.on_points(newton, *inputs, *start)
+    return _points_of(prepared, cells, quadrature, ran.z), ran
 
 
-def _points_of(setting: Setting, cells: Cells, quadrature: Quadrature, z) -> Points:
+def _points_of(prepared: Prepared, cells: Cells, quadrature: Quadrature, z) -> Points:
     """What follows from z at the points."""
-    lam, p = setting.problem.lam, setting.problem.p
+    lam, p = prepared.problem.lam, prepared.problem.p
     t = quadrature.at_nodes(z)
     # The quadrature of f(y) = sigma(p (T(y) - t)) errs by its defect times f'''' / 24,
     # of which the leading term is taken, twice, with the mean slope of T in every cell.
@@ -179,8 +187,8 @@ def _points_of(setting: Setting, cells: Cells, quadrature: Quadrature, z) -> Poi
     steep = p * jnp.diff(t) / cells.width
     quartic = jnp.pad(quadrature.defect * steep**4, ((0, 0), (cells.count + 1, 1)))
     inputs = (z, t, p, quadrature.weights, quartic)
-    g, g1, g2, quartic = setting.on_points(point_system.read, *inputs)
-    g = bias_of(setting.problem, cells.nodes - t, g)
+    g, g1, g2, quartic = prepared.on_points(point_system.read, *inputs)
+    g = bias_of(prepared.problem, cells.nodes - t, g)
     y1 = jnp.maximum(1 + lam * g1, FLAT)
     return Points(cells, quadrature, z, g, g1, g2, y1, lam * g2, quartic.max(-1) / 12)
 
@@ -252,22 +260,22 @@ def _resolved(problem: IBNNProblem, widths: Float[Array, "G"]) -> Bool[Array, "G
 
     Where lam is small beside the tolerance any z will do, but not any adjoint: that
     errs by some 0.0015 |lam| p widths^2 once there are more than WIDTHS, and 0.6% are
-    accepted. Past the bound, where T jumps, no cells are fine enough, and that counts
-    as enough.
+    accepted. Past the bound T jumps and no cells resolve it, so such a group counts as
+    resolved: more cells would not help.
     """
     strength = (jnp.abs(problem.lam) * problem.p)[:, 0]
     return (widths < WIDTHS) | (strength * widths**2 < 4) | ~problem.unique
 
 
 def reduced_adjoint(
-    setting: Setting, attempt: Attempt, points: Points, v, options: LinearSettings
+    prepared: Prepared, attempt: Attempt, points: Points, v, options: LinearSettings
 ) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
     """(u at the neurons, the groups in which the points' system was solved)."""
-    lam, p = setting.problem.lam, setting.problem.p
+    lam, p = prepared.problem.lam, prepared.problem.p
     z, t, weights = points.z, points.at_nodes, points.quadrature.weights
-    place = _neurons(setting, points.cells)
+    place = _locate(prepared, points.cells)
     # b is the sum of charges and dipoles at the nodes.
-    moments = setting.moments(place, attempt.slope * v / v.shape[1])
+    moments = prepared.moments(place, attempt.slope * v / v.shape[1])
     charge, dipole = place.spread(moments)
     dipole = p * dipole / points.y1
 
@@ -277,19 +285,19 @@ def reduced_adjoint(
         return point_system.respond(how, *arrays, tol=tol, max_steps=most)
 
     inputs = (z, t, lam, p, weights, charge, dipole)
-    x, ok, size = setting.on_points(conjugate, *inputs)
+    x, ok, size = prepared.on_points(conjugate, *inputs)
     rest = ((0, 0), (0, z.shape[1] - charge.shape[1]))
     charge = jnp.pad(charge, rest) - lam * weights * x
     inputs = (z, t, p, charge, jnp.pad(dipole, rest))
-    h = points.in_y(*setting.on_points(point_system.read_response, *inputs))
+    h = points.in_y(*prepared.on_points(point_system.read_response, *inputs))
     u = attempt.slope * (v - lam * place.interpolate(*h))
     # A v that is not finite makes u so, which the pairwise solve cannot mend.
     return u, ok | ~jnp.isfinite(size)
 
 
-def bias_by_p(setting: Setting, points: Points) -> Float[Array, "G n"]:
+def bias_by_p(prepared: Prepared, points: Points) -> Float[Array, "G n"]:
     """dB_i / dp = 1/n sum_k (z_k - z_i) sigma'(p (z_k - z_i)) at the neurons."""
-    problem, weights = setting.problem, points.quadrature.weights
+    problem, weights = prepared.problem, points.quadrature.weights
     inputs = (points.z, points.at_nodes, problem.p, weights)
-    at_nodes = points.in_y(*setting.on_points(point_system.read_by_p, *inputs))
-    return _neurons(setting, points.cells).interpolate(*at_nodes)
+    at_nodes = points.in_y(*prepared.on_points(point_system.read_by_p, *inputs))
+    return _locate(prepared, points.cells).interpolate(*at_nodes)

@@ -26,15 +26,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from ibnn_jax.core.batching import in_blocks, merge_vmap
-from ibnn_jax.core.options import check_between, check_count, check_flag
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool
+
+from ibnn_jax.core.batching import in_blocks, merge_vmap, select
+from ibnn_jax.core.options import check_between, check_count, check_flag, settle
 from ibnn_jax.core.solver import AbstractSolver
-from ibnn_jax.ibnn.mean_field.forward import Forward, prepare
+from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import pallas
-from ibnn_jax.ibnn.mean_field.grid import Grid
+from ibnn_jax.ibnn.mean_field.forward import Forward
+from ibnn_jax.ibnn.mean_field.plan import Plan
 from ibnn_jax.ibnn.mean_field.point_system import Arithmetic
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
 from ibnn_jax.ibnn.mean_field.quadrature import Place
+from ibnn_jax.ibnn.mean_field.reduced import Prepared
 from ibnn_jax.ibnn.mean_field.sizes import cells_for, grids_for
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
 from ibnn_jax.ibnn.sigmas import tanh
@@ -88,33 +95,26 @@ class MeanField(AbstractSolver):
 
     def __post_init__(self):
         if self.cells is not None:
-            object.__setattr__(self, "cells", _increasing(self.cells))
-        options = {
-            "default_tol": check_between(
-                "MeanField: default_tol", self.default_tol, 0, math.inf
-            ),
-            "pairwise_max_size": check_count(
-                "MeanField: pairwise_max_size", self.pairwise_max_size, least=0
-            ),
-            "kernels": check_flag("MeanField: kernels", self.kernels),
-        }
-        for name, value in options.items():
-            object.__setattr__(self, name, value)
+            settle(self, cells=_increasing(self.cells))
+        tol = check_between("MeanField: default_tol", self.default_tol, 0, math.inf)
+        name = "MeanField: pairwise_max_size"
+        settle(
+            self,
+            default_tol=tol,
+            pairwise_max_size=check_count(name, self.pairwise_max_size, least=0),
+            kernels=check_flag("MeanField: kernels", self.kernels),
+        )
 
-    def attempts(self, problem) -> tuple[int, ...]:
-        """The cells of every attempt on points.
-
-        Of the later ones those that have fewer points than neurons.
+    def plan(self, problem: IBNNProblem) -> Plan:
+        """What is tried for groups of this size: no grids where cells were asked for,
+        and of later attempts on points those that have fewer points than neurons.
         """
         n = problem.y.shape[1]
-        first, *later = self.cells or cells_for(n, bool(self.grids(problem)))
-        return (first, *(count for count in later if 2 * count + 2 < n))
-
-    def grids(self, problem) -> tuple[Grid, ...]:
-        """The grids for groups of this size; none where cells were asked for."""
-        if self.cells or problem.op.sigma != tanh:
-            return ()
-        return grids_for(problem.y.shape[1])
+        on_grids = self.cells is None and problem.op.sigma == tanh
+        grids = grids_for(n) if on_grids else ()
+        first, *later = self.cells or cells_for(n, bool(grids))
+        cells = (first, *(count for count in later if 2 * count + 2 < n))
+        return Plan(cells, grids, pairs=n <= self.pairwise_max_size)
 
     @staticmethod
     def fits(op: Operator | None) -> bool:
@@ -137,28 +137,33 @@ class MeanField(AbstractSolver):
 
     def solve(self, problem, settings, start=None):
         def on_groups(problem):
-            setting, valid = prepare(problem, settings, *self._ways(problem.op))
-            return Forward(self, setting, valid).solve()
+            prepared, valid = self._prepare(problem)
+            return Forward(self.plan(problem), settings, prepared, valid).solve()
 
-        return merge_vmap(in_blocks(on_groups, _neurons, NEURONS))(problem)
+        return merge_vmap(in_blocks(on_groups, _group_size, NEURONS))(problem)
 
     def pullback(self, problem, residuals, v, adjoint):
         def on_groups(problem, residuals, v):
-            setting, valid = prepare(problem, None, *self._ways(problem.op))
-            return Pullback(self, setting, valid, residuals, adjoint.linear).apply(v)
+            prepared, valid = self._prepare(problem)
+            plan, linear = self.plan(problem), adjoint.linear
+            return Pullback(plan, prepared, valid, residuals, linear).apply(v)
 
-        mapped = merge_vmap(in_blocks(on_groups, _neurons, NEURONS))
+        mapped = merge_vmap(in_blocks(on_groups, _group_size, NEURONS))
         return mapped(problem, residuals, v)
 
-    def _ways(self, op: Operator):
-        """(how to apply a function of `point_system`, how to sum over cells)."""
-        how = Arithmetic(op.sigma)
-        if self.kernels and op.sigma == tanh:
-            return partial(pallas.per_group, how), pallas.moments
-        return partial(_as_it_is, how), Place.moments
+    def _prepare(self, problem: IBNNProblem) -> tuple[Prepared, Bool[Array, "G"]]:
+        """(the problem ready to be reduced, which of its groups are finite)."""
+        how, moments = Arithmetic(problem.op.sigma), Place.moments
+        on_points = partial(_as_it_is, how)
+        if self.kernels and problem.op.sigma == tanh:
+            on_points, moments = partial(pallas.per_group, how), pallas.moments
+        span = problem.span()
+        problem, valid = problem.sanitised()
+        span = Span(*select(valid, span, jax.tree.map(jnp.zeros_like, span)))
+        return Prepared(problem, span, on_points, moments), valid
 
 
-def _neurons(problem) -> int:
+def _group_size(problem) -> int:
     return problem.y.shape[1]
 
 

@@ -116,9 +116,7 @@ def test_error_falls_with_the_fourth_power_of_the_cells():
     exact = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=ib.Newton()).value
     errors = []
     for cells in (16, 32, 64):
-        solver = ib.MeanField(
-            cells=(cells,), pairwise_max_size=1
-        )  # no pairwise finish: the points alone
+        solver = ib.MeanField(cells=(cells,), pairwise_max_size=0)  # the points alone
         found = ib.solve(y, -0.5, 10.0, ib.Uniform((-1,)), solver=solver, tol=1e-9)
         errors.append(float(jnp.abs(found.value - exact).max()))
         assert (
