@@ -406,6 +406,11 @@ class Config:
             size = str(self.features)
         return f"{Path(self.dataset).stem}-{self.model}-{size}-{digest}"
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are trained, in this order."""
+        return ("sm", "ibnn") if self.model == "both" else (self.model,)
+
     def differences(self, other: "Config", between: str = "runs") -> list[str]:
         """Names of the options that must agree and do not.
 
@@ -421,6 +426,13 @@ class Config:
             )
         ]
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
+
+    def explained(self, names: list[str], there: "Config") -> str:
+        """What the options of these names are, there and here."""
+        return "; ".join(
+            f"{name} is {getattr(there, name)!r} there and {getattr(self, name)!r} here"
+            for name in names
+        )
 
     def compiled_part(self) -> "Config":
         """This config with its default in every field that compiled code ignores.

@@ -83,12 +83,10 @@ def load(config: Config, dataset: Dataset) -> Ensemble:
     stored = dataclasses.replace(stored, model=config.model)
     names = config.differences(stored)
     if names:
-        differ = ", ".join(
-            f"{name} is {getattr(stored, name)!r} there and {getattr(config, name)!r} "
-            "here"
-            for name in names
+        raise ValueError(
+            f"{config.out} holds a run with other options: "
+            f"{config.explained(names, stored)}"
         )
-        raise ValueError(f"{config.out} holds a run with other options: {differ}")
     has_validation = dataset.has_validation
     return _load(config, dataset.image_shape, dataset.classes, has_validation)
 
@@ -104,7 +102,7 @@ def load_run(path: str | Path, model: str | None = None) -> Ensemble:
         ValueError: the model is not in the run, or the run is damaged.
     """
     config = read_config(path)
-    models = ("sm", "ibnn") if config.model == "both" else (config.model,)
+    models = config.models
     if model is None and len(models) > 1:
         raise ValueError(f"{path} holds two models; say which, 'sm' or 'ibnn'")
     model = models[0] if model is None else model

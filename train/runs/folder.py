@@ -93,13 +93,10 @@ class RunFolder:
             (self / "summary.json").unlink(missing_ok=True)
             write_json(file, dataclasses.asdict(self.config))
         elif names:
-            differ = "; ".join(
-                f"{n} is {getattr(old, n)!r} there and {getattr(self.config, n)!r} here"
-                for n in names
-            )
             raise ValueError(
-                f"{self.path} holds a run with other options: {differ}. Give another "
-                "folder by --out, or the same options to resume it"
+                f"{self.path} holds a run with other options: "
+                f"{self.config.explained(names, old)}. Give another folder by --out, "
+                "or the same options to resume it"
             )
 
     def _extends(self, old: Config) -> bool:

@@ -65,8 +65,6 @@ class Session:
         # The first process speaks for all.
         self.progress = progress if team.first else Lines(lambda text: None)
         self.folder = RunFolder(config)
-        both = config.model == "both"
-        self.models = ("sm", "ibnn") if both else (config.model,)
         self.tracker: Tracker = TRACKERS[config.tracker]()
 
     def complete(self) -> RunFolder:
@@ -130,7 +128,7 @@ class Session:
             make_mesh(config.seeds, config.devices, config.data_devices)
             dataset = prepare(config)
             config.check_window(dataset.image_shape[:2])
-            for model in self.models:
+            for model in self.config.models:
                 parameters(config, dataset, model)  # builds the network
             return dataset
 
@@ -150,7 +148,7 @@ class Session:
             snapshots = self._restore(dataset, saved)
             self.team.broadcast_from_first(lambda: self._start_logs(snapshots))
             stack.callback(self.tracker.finish)
-            for model in self.models:
+            for model in self.config.models:
                 snapshot = self._train_model(
                     model, dataset, snapshots.get(model), saved.get(model)
                 )
@@ -162,7 +160,7 @@ class Session:
 
         from train.engine.loop import parameters
 
-        counts = {m: parameters(self.config, dataset, m) for m in self.models}
+        counts = {m: parameters(self.config, dataset, m) for m in self.config.models}
         setup = {"data": describe_data(dataset), "parameters": counts} | environment()
         self.team.broadcast_from_first(lambda: self.folder.check_setup(setup))
         count = self.team.count
@@ -188,7 +186,7 @@ class Session:
             return {}
         return {
             model: stack.enter_context(Checkpoints(self.folder / "checkpoints" / model))
-            for model in self.models
+            for model in self.config.models
         }
 
     def _restore(
@@ -204,7 +202,7 @@ class Session:
             self.config.seeds, self.config.devices, self.config.data_devices
         )
         snapshots = {}
-        for model in self.models:
+        for model in self.config.models:
             arrays = self.team.broadcast_from_first(lambda m=model: saved[m].arrays())
             if arrays is None:
                 break  # what comes after a model that has not begun is begun again
@@ -231,11 +229,14 @@ class Session:
     ) -> "Snapshot":
         from train.engine import loop
         from train.engine.program import build
-        from train.runs.model_run import ModelRun
+        from train.runs.model_run import ModelRun, Services
         from train.runs.networks import save_networks
 
         config = dataclasses.replace(self.config, model=model)
-        run = ModelRun(self, config, last, saved)
+        services = Services(
+            self.team, self.folder, self.tracker, self.progress, self.caught
+        )
+        run = ModelRun(services, config, last, saved)
         try:
             snapshot = loop.train(config, dataset, run)
         except (loop.NonFiniteLoss, ValueError) as error:
