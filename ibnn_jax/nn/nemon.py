@@ -22,7 +22,7 @@ from ibnn_jax.nn.recipe import saveable
 
 
 class Equilibrium(nnx.Module):
-    """What the layers share: z = phi(A z + u), u affine in x; a subclass says how.
+    """What the layers share: z = phi(A z + B x + b) with Params B and b.
 
     Args:
         example: a matrix of the kind of A, of any size.
@@ -32,6 +32,9 @@ class Equilibrium(nnx.Module):
     Raises:
         ValueError: an option that `nemon.fixed_point` would refuse whatever x is.
     """
+
+    B: nnx.Param
+    b: nnx.Param
 
     def __init__(
         self,
@@ -54,8 +57,19 @@ class Equilibrium(nnx.Module):
         """A, well-posed whatever the parameters are."""
 
     @abstractmethod
+    def _weighed(self, x, B) -> Array:
+        """B x for this B or its absolute values."""
+
     def affine(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """u = B x + b."""
+        u = self._weighed(x, self.B[...])
+        return u + jnp.broadcast_to(self.b[...], u.shape)
+
+    def _affine_interval(self, x_lo, x_hi) -> tuple[Array, Array]:
+        """Bounds on u."""
+        centre = self.affine((x_lo + x_hi) / 2)
+        radius = self._weighed((x_hi - x_lo) / 2, jnp.abs(self.B[...]))
+        return centre - radius, centre + radius
 
     @property
     def eta(self) -> Float[Array, "c"]:
@@ -107,10 +121,6 @@ class Equilibrium(nnx.Module):
         """A for inputs of the shape of u."""
         return self.matrix()
 
-    @abstractmethod
-    def _affine_interval(self, x_lo, x_hi) -> tuple[Array, Array]:
-        """Bounds on u."""
-
 
 class DenseEquilibrium(Equilibrium):
     """A layer with dense Params B [features, in_features] and b [features]."""
@@ -121,13 +131,8 @@ class DenseEquilibrium(Equilibrium):
         self.B = nnx.Param(normal(rngs, (features, in_features), in_features**-0.5))
         self.b = nnx.Param(jnp.zeros(features, jnp.float32))
 
-    def affine(self, x):
-        return _plus(x @ self.B[...].T, self.b[...])
-
-    def _affine_interval(self, x_lo, x_hi):
-        centre = self.affine((x_lo + x_hi) / 2)
-        radius = (x_hi - x_lo) / 2 @ jnp.abs(self.B[...]).T
-        return centre - radius, centre + radius
+    def _weighed(self, x, B):
+        return x @ B.T
 
 
 @saveable
@@ -249,9 +254,6 @@ class NEMONConv(Equilibrium):
         """A on maps of these rows and columns."""
         return nemon.Convolution(self.kernel(), sides)
 
-    def affine(self, x):
-        return _plus(_convolve(x, self.B[...], self.strides), self.b[...])
-
     def lipschitz(
         self, C: Float[Array, "q rows columns channels"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -274,19 +276,13 @@ class NEMONConv(Equilibrium):
     def _lay_out(self, u):
         return self.matrix(u.shape[-3:-1])
 
-    def _affine_interval(self, x_lo, x_hi):
-        centre = self.affine((x_lo + x_hi) / 2)
-        radius = _convolve((x_hi - x_lo) / 2, jnp.abs(self.B[...]), self.strides)
-        return centre - radius, centre + radius
+    def _weighed(self, x, B):
+        return _convolve(x, B, self.strides)
 
 
 def _check_sizes(**sizes) -> None:
     for name, size in sizes.items():
         check_count(name, size)
-
-
-def _plus(u, b):
-    return u + jnp.broadcast_to(b, u.shape)
 
 
 def _convolve(x, kernel, strides):

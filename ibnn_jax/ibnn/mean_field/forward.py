@@ -38,14 +38,14 @@ class Residuals(NamedTuple):
     later: list[Float[Array, "G 2m+2"]]
     # Which attempt met the tolerance: those on points, then the one on a grid; past the
     # last where the group was solved pairwise, and so will its adjoint be.
-    number: Int[Array, "G"]
-    grid: Int[Array, "G"]  # the grid that serves
+    served_by: Int[Array, "G"]
+    index: Int[Array, "G"]  # the grid that serves
 
 
 class _State(NamedTuple):
     attempt: Attempt
     later: list[Float[Array, "G 2m+2"]]
-    number: Int[Array, "G"]
+    served_by: Int[Array, "G"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Forward:
         """First attempt, the others where needed, package."""
         problem, threshold = self.problem, self.threshold
         attempt, points = self._first()
-        grid = self._choose_grid(points)
+        index = self._choose_grid(points)
         state = self._begin(attempt)
         if self.plan.grids or self.plan.cells[1:] or self.plan.pairs:
             state = jax.lax.cond(
                 self._missed(attempt).any(),
-                lambda state: self._finish(state, points, grid),
+                lambda state: self._finish(state, points, index),
                 lambda state: state,
                 state,
             )
@@ -79,7 +79,7 @@ class Forward:
         lost = jnp.where(self.prepared.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
         resolved = problem.resolves(lost, self.settings.tol, self.prepared.span)
         solution = package(problem, self.valid, ran, threshold, resolved)
-        return solution, Residuals(attempt, points, state.later, state.number, grid)
+        return solution, Residuals(attempt, points, state.later, state.served_by, index)
 
     @property
     def problem(self) -> IBNNProblem:
@@ -108,10 +108,10 @@ class Forward:
         grids = self.plan.grids
         if not grids:
             return jnp.zeros_like(self.threshold, dtype=jnp.int32)
-        grid = on_grids.choose(self.prepared, points, self.threshold, grids)
+        index = on_grids.choose(self.prepared, points, self.threshold, grids)
         if not self.plan.pairs:
-            grid = jnp.minimum(grid, len(grids) - 1)  # no other way is left
-        return grid
+            index = jnp.minimum(index, len(grids) - 1)  # no other way is left
+        return index
 
     def _begin(self, attempt: Attempt) -> _State:
         column = self.problem.y[:, :1]
@@ -121,24 +121,24 @@ class Forward:
         ]
         return _State(attempt, later, self._missed(attempt).astype(jnp.int32))
 
-    def _finish(self, state: _State, points: Points, grid) -> _State:
+    def _finish(self, state: _State, points: Points, index) -> _State:
         """More points, grids, pairs: each in the groups that are not solved so far.
 
         Groups that are too wide for their cells go to the grids at once.
         """
-        attempt, number, solved = state.attempt, state.number, []
+        attempt, served_by, solved = state.attempt, state.served_by, []
         grids = self.plan.grids
         more = _fine(attempt) if grids else jnp.ones_like(attempt.resolved)
         for count, z in zip(self.plan.cells[1:], state.later):
             attempt, z = self._retry(count, attempt, z, points, more)
             solved.append(z)
-            number += self._missed(attempt).astype(jnp.int32)
+            served_by += self._missed(attempt).astype(jnp.int32)
         if grids:
             # Past the bound, and where none serves, that is left to the pairs.
-            mask = self._missed(attempt) & self.problem.unique & (grid < len(grids))
+            mask = self._missed(attempt) & self.problem.unique & (index < len(grids))
             operands = (attempt, self.prepared, self.threshold, self.settings.max_steps)
-            attempt = on_grids.attempt(mask, grid, grids, *operands)
-            number += self._missed(attempt).astype(jnp.int32)
+            attempt = on_grids.attempt(mask, index, grids, *operands)
+            served_by += self._missed(attempt).astype(jnp.int32)
         if self.plan.pairs:
             attempt = run_where(
                 self._missed(attempt),
@@ -150,7 +150,7 @@ class Forward:
                 ),
                 side=self.problem.y.shape[1],
             )
-        return _State(attempt, solved, number)
+        return _State(attempt, solved, served_by)
 
     def _retry(self, count: int, attempt: Attempt, z, points: Points, mask):
         """(outcome, z at the points) with more cells, from the first solution."""

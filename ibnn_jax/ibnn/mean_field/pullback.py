@@ -71,7 +71,7 @@ class Pullback:
         if not (self.plan.grids or self.residuals.later or self.plan.pairs):
             return u, ok, attempt.bias
         # One branch for all that few groups need: a GPU waits for each.
-        needed = (self.residuals.number > 0) | ~ok | (attempt.widths > WIDTHS)
+        needed = (self.residuals.served_by > 0) | ~ok | (attempt.widths > WIDTHS)
         return jax.lax.cond(
             needed.any(),
             lambda u, ok, bias: self._finish(u, ok, v, valid),
@@ -84,18 +84,18 @@ class Pullback:
     def _later(self, valid):
         """(the groups that it solved, z at its points) of every later attempt."""
         numbered = enumerate(self.residuals.later, start=1)
-        return [(valid & (self.residuals.number == k), z) for k, z in numbered]
+        return [(valid & (self.residuals.served_by == k), z) for k, z in numbered]
 
     def _on_grid(self, valid) -> Bool[Array, "G"]:
         """The groups that a grid solved."""
         if not self.plan.grids:
             return jnp.zeros_like(valid)
-        return valid & (self.residuals.number == 1 + len(self.residuals.later))
+        return valid & (self.residuals.served_by == 1 + len(self.residuals.later))
 
     def _unsolved(self, valid, ok) -> Bool[Array, "G"]:
         """Groups that neither points nor a grid served, forward or backward."""
         last = len(self.residuals.later) + bool(self.plan.grids)
-        return valid & ((self.residuals.number > last) | ~ok)
+        return valid & ((self.residuals.served_by > last) | ~ok)
 
     def _finish(self, u, ok, v, valid):
         """`_solve`: the groups of later attempts and grids on their own, the rest
@@ -114,9 +114,9 @@ class Pullback:
             operands = (problem, span, attempt, z, v)
             u, ok = run_where(mask, on_points, (u, ok), *operands, side=side)
         if self.plan.grids:
-            mask, grid = self._on_grid(valid), self.residuals.grid
+            mask, index = self._on_grid(valid), self.residuals.index
             operands = (self.prepared, attempt, v, self.options)
-            u, ok = on_grids.adjoint(mask, grid, self.plan.grids, (u, ok), *operands)
+            u, ok = on_grids.adjoint(mask, index, self.plan.grids, (u, ok), *operands)
         if self.plan.pairs:
             mask, side = self._unsolved(valid, ok), v.shape[1]
             u = run_where(mask, self._pairwise, u, problem, attempt.bias, v, side=side)
@@ -148,7 +148,7 @@ class Pullback:
         not resolve it through a grid, or over pairs.
         """
         problem, span = self.prepared.problem, self.prepared.span
-        attempt, grid = self.residuals.attempt, self.residuals.grid
+        attempt, index = self.residuals.attempt, self.residuals.index
 
         def on_points(_, problem, span, z):
             prepared = self.prepared._replace(problem=problem, span=span)
@@ -163,10 +163,10 @@ class Pullback:
             by_p = run_where(mask, on_points, by_p, problem, span, z, side=z.shape[1])
         rest = exact | (valid & (attempt.widths > WIDTHS_BY_P))
         if self.plan.grids:
-            served = (grid < len(self.plan.grids)) & problem.unique
+            served = (index < len(self.plan.grids)) & problem.unique
             mask = self._on_grid(valid) | (rest & served)
             operands = (self.prepared, attempt.bias)
-            by_p = on_grids.bias_by_p(mask, grid, self.plan.grids, by_p, *operands)
+            by_p = on_grids.bias_by_p(mask, index, self.plan.grids, by_p, *operands)
             rest &= ~mask
         if self.plan.pairs:
             side = by_p.shape[1]
