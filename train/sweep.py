@@ -1,5 +1,6 @@
 """Runs from a file of options: one, or the product of the options that are lists."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -36,7 +37,11 @@ def read_options(path: str | Path) -> dict:
         options = {name: value}
         if name in GROUPS and isinstance(value, dict):
             options = value
-        flat |= {name.replace("-", "_"): value for name, value in options.items()}
+        for name, value in options.items():
+            name = name.replace("-", "_")
+            if name in flat:
+                raise ValueError(f"{path} gives {name} twice")
+            flat[name] = value
     return flat
 
 
@@ -55,9 +60,7 @@ def expand(values: dict) -> list[Config]:
     for name, choices in lists.items():
         if not choices:
             raise ValueError(f"{name} is an empty list: there is no run")
-    text = json.dumps(values, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    base = Path(values.get("out") or f"runs/sweep-{digest}")
+    base = Path(values.get("out") or f"runs/sweep-{_digest(values)}")
     runs = []
     for combination in itertools.product(*lists.values()):
         chosen = dict(zip(lists, combination, strict=True))
@@ -67,6 +70,18 @@ def expand(values: dict) -> list[Config]:
     if len({run.out for run in runs}) < len(runs):
         raise ValueError("two runs of the sweep are the same: a value is listed twice")
     return runs
+
+
+def _digest(values: dict) -> str:
+    """Of the options that change results: the others find the same folder again."""
+    ignored = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if not field.metadata["changes_results"]
+    }
+    kept = {name: value for name, value in values.items() if name not in ignored}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def take_part(runs: list[Config], part: str) -> list[Config]:

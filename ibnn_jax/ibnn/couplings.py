@@ -32,6 +32,9 @@ from ibnn_jax.ibnn.pairwise import (
 )
 from ibnn_jax.ibnn.sigmas import Sigma
 
+# Of a w that cannot be refused, over its largest entry; gradients err by about as much
+ASYMMETRY = 1e-3
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -132,8 +135,10 @@ class Dense:
     """Any symmetric, non-negative w [n, n] over the last axis of y.
 
     A pytree with the leaf w: it passes through jit, grad, vmap and `jax.tree.map`, and
-    is differentiable in w. Checked, and copied, when built from concrete values; a
-    traced w is taken as it is.
+    is differentiable in w, entry by entry. Checked, and copied, when built from
+    concrete values. A traced w, and one that an update of this pytree has made, cannot
+    be refused: where it is not symmetric, or negative somewhere, z and gradients are
+    NaN. So train a free v of which w = max((v + v^T) / 2, 0) is the coupling.
 
     Args:
         w: real, in float32 or float64; half precision and integers are converted.
@@ -192,7 +197,9 @@ class Dense:
                 "neurons"
             )
         known_psd = isinstance(self.negative, float) and self.negative == 0
-        return DenseOperator(self.w, shape, self.sigma, known_psd, self.negative)
+        checked = isinstance(self.w, np.ndarray)
+        w = self.w if checked else _nan_if_invalid(self.w)
+        return DenseOperator(w, shape, self.sigma, known_psd, self.negative)
 
 
 Coupling = Uniform | Window | Dense
@@ -266,6 +273,19 @@ def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]
     if len(set(axes)) != len(axes):
         raise ValueError(f"{owner}: axes {axes} name the same axis of y twice")
     return axes
+
+
+def _nan_if_invalid(w: Array | np.ndarray) -> Array:
+    """w; NaN where it is so far from symmetric that gradients, which take it for that,
+    would be wrong, or as far below 0. Differences of single entries pass.
+    """
+    w = real_array("w", w)
+    w = w if jnp.issubdtype(w.dtype, jnp.floating) else w.astype(float)
+    far = jnp.maximum(jnp.abs(w - w.T).max(), -w.min())
+    # As a factor, so that gradients are NaN too.
+    return w * jnp.where(far <= ASYMMETRY * jnp.abs(w).max(), 1, jnp.nan).astype(
+        w.dtype
+    )
 
 
 def _checked_weights(w) -> np.ndarray:

@@ -297,8 +297,8 @@ def _raise_unless_converged(solution: Solution) -> None:
     said = []
     if bool(broken.any()):
         said.append(
-            f"{int(broken.sum())} hold NaN or infinity in y or lam, or p that is not "
-            "positive"
+            f"{int(broken.sum())} hold NaN or infinity in y, lam, w or start, or p "
+            "that is not positive, or left the range of the dtype"
         )
     if bool(late.any()):
         most = float(jnp.where(late, residual, 0).max())

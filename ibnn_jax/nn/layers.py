@@ -61,8 +61,8 @@ class IBNNLinear(_Layer):
         use_bias, dtype, param_dtype, precision, kernel_init, bias_init: of the affine
             map, as in `nnx.Linear`.
         activation: phi, elementwise.
-        coupling, channels, lam, p, train_lam, train_p, train_w, constraint, lite,
-            solver, adjoint, tol, max_steps: as in `ImplicitBias`.
+        coupling, channels, lam, p, train_lam, train_p, train_w, constraint, batched,
+            lite, solver, adjoint, tol, max_steps: as in `ImplicitBias`.
         rngs: random streams.
 
     Raises:
@@ -89,6 +89,7 @@ class IBNNLinear(_Layer):
         train_p: bool = False,
         train_w: bool = False,
         constraint: str | None = "unique",
+        batched: bool = True,
         lite: bool = False,
         solver: AbstractSolver | str = "auto",
         adjoint: AbstractAdjoint | None = None,
@@ -117,6 +118,7 @@ class IBNNLinear(_Layer):
             train_p=train_p,
             train_w=train_w,
             constraint=constraint,
+            batched=batched,
             lite=lite,
             solver=solver,
             adjoint=adjoint,
@@ -143,8 +145,9 @@ class IBNNConv(_Layer):
             conv_general_dilated: of the affine map, as in `nnx.Conv`.
         activation: phi, elementwise.
         coupling: None couples all spatial axes uniformly.
-        channels, lam, p, train_lam, train_p, train_w, constraint, lite, solver,
-            adjoint, tol, max_steps: as in `ImplicitBias`.
+        channels, lam, p, train_lam, train_p, train_w, constraint, batched, lite,
+            solver, adjoint, tol, max_steps: as in `ImplicitBias`; batched=False takes
+            one example, as under `jax.vmap`.
         rngs: random streams.
 
     Raises:
@@ -178,6 +181,7 @@ class IBNNConv(_Layer):
         train_p: bool = False,
         train_w: bool = False,
         constraint: str | None = "unique",
+        batched: bool = True,
         lite: bool = False,
         solver: AbstractSolver | str = "auto",
         adjoint: AbstractAdjoint | None = None,
@@ -215,6 +219,7 @@ class IBNNConv(_Layer):
             train_p=train_p,
             train_w=train_w,
             constraint=constraint,
+            batched=batched,
             lite=lite,
             solver=solver,
             adjoint=adjoint,

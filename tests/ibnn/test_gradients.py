@@ -109,3 +109,35 @@ def test_the_gradient_of_w_as_a_jit_argument_and_under_vmap(dtype):
             z = z + 0.5 * np.linalg.solve(hessian, r)
         by_w = -lam * np.linalg.solve(hessian, v[k])[:, None] * tanh
         np.testing.assert_allclose(mapped[k], by_w, atol=1e-3 * abs(by_w).max())
+
+
+@pytest.mark.parametrize("broken", ["asymmetric", "negative"])
+def test_a_w_that_cannot_be_refused_gives_nan(broken):
+    """As after a gradient step on w itself; a difference of one entry passes."""
+    w = np.full((6, 6), 1 / 6, np.float32)
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)), jnp.float32)
+
+    @jax.jit
+    def f(w):
+        return ib.solve(y, -1.0, 3.0, ib.Dense(w))
+
+    @jax.jit
+    @jax.grad
+    def gradient(w):
+        return (ib.implicit_bias(y, -1.0, 3.0, ib.Dense(w)) ** 2).sum()
+
+    def changed(by):
+        new = w.copy()
+        new[0, 1] += by
+        new[1, 0] += by if broken == "negative" else 0
+        return jnp.asarray(new)
+
+    apart = -0.5 if broken == "negative" else 0.1
+    assert (f(changed(apart)).result == ib.Result.NONFINITE).all()
+    assert jnp.isnan(gradient(changed(apart))).all()
+    assert (f(changed(1e-4)).result == ib.Result.CONVERGED).all()
+    assert jnp.isfinite(gradient(changed(1e-4))).all()
+    # Likewise where an update of the pytree made it.
+    updated = jax.tree.map(lambda _: changed(apart), ib.Dense(w))
+    solution = ib.solve(y, -1.0, 3.0, updated)
+    assert (solution.result == ib.Result.NONFINITE).all()

@@ -171,6 +171,7 @@ def test_predict(saved, pictures, tmp_path, capsys):
     assert "some.npz[2]" in printed and "seed 1" in printed
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert len(rows) == 7 and rows[0][:3] == ["image", "class", "probability"]
+    assert len(set(rows[0])) == len(rows[0])  # csv.DictReader keeps one of equal names
     # A picture and the same image in an array have the same class.
     assert [row[1:] for row in rows[1:4]] == [row[1:] for row in rows[4:]]
     probabilities = np.asarray(

@@ -8,6 +8,8 @@ import pytest
 import ibnn_jax
 import train.runs
 from train import cli
+from train.data import prepare
+from train.engine import loop
 from train.errors import Stopped, UserError
 from train.runs import folder as folders
 from train.runs.folder import RunFolder
@@ -141,10 +143,15 @@ def test_folder_refuses_other_options_and_a_second_process(tmp_path, tiny_config
         with pytest.raises(ValueError, match="another process"):
             with RunFolder(config).held():
                 pass
+    folders.write_json(RunFolder(config) / "config.json", dataclasses.asdict(config))
+    shorter = RunFolder(dataclasses.replace(config, epochs=5))
+    with shorter.held():  # nothing is lost: there is no epoch yet
+        pass
+    (shorter / "metrics.jsonl").write_text("{}\n")
     with RunFolder(dataclasses.replace(config, quiet=True)).held():
         pass
     with pytest.raises(ValueError, match="epochs is 80 there and 5 here"):
-        with RunFolder(dataclasses.replace(config, epochs=5)).held():
+        with shorter.held():
             pass
 
 
@@ -153,6 +160,38 @@ def test_a_window_larger_than_the_images_leaves_nothing(tiny_config):
     with pytest.raises(UserError, match="no larger than the images, 8x8"):
         complete(config)
     assert not RunFolder(config).path.exists()
+
+
+def test_a_refused_command_changes_nothing(tiny_config):
+    """The data is no longer what it was, and more epochs are asked for."""
+    config = tiny_config(schedule="constant", epochs=1)
+    folder = complete(config)
+    setup = folders.read_json(folder / "setup.json")
+    setup["data"]["fingerprint"] = "0" * 16
+    folders.write_json(folder / "setup.json", setup)
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="data set is not the one"):
+        complete(dataclasses.replace(config, epochs=2))
+    assert before == {p: p.read_bytes() for p in before}
+    lines = []
+    complete(config, say=lines.append)
+    assert "finished already" in lines[0]
+
+
+def test_a_run_that_lost_no_epoch_takes_other_options(tiny_config):
+    """As the message of a loss that is not finite advises."""
+    rates = {"schedule": "constant", "lr_min": 1e36, "lr_max": 1e36}
+    config = tiny_config(epochs=1, clip_norm=0.0, warmup_epochs=0, **rates)
+    with pytest.raises(UserError, match="A lower --lr-max"):
+        complete(config)
+    folder = complete(dataclasses.replace(config, lr_max=0.01, lr_min=0.01))
+    assert folders.read_config(folder.path).lr_max == 0.01
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tiny_config):
+    config = tiny_config(batch_size=15, data_devices=2)
+    with pytest.raises(ValueError, match="15 images does not divide evenly"):
+        loop.batch_size(config, prepare(config))
 
 
 def test_as_paper_selects_on_the_test_set(tiny_config):

@@ -1,5 +1,6 @@
 """Tables, comparisons, curves and reports, from the files of a run alone."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from train import cli
+from train.config import Config
 from train.runs import folder as folders
 from train.runs import report, summary
 
@@ -105,12 +107,53 @@ def test_runs_together(tmp_path, fake_run):
     runs = folders.read_all(paths)
     assert list(runs) == ["sm (a)", "ibnn (a)", "sm (b)", "ibnn (b)"]
     # Each model beside the standard one of its own run.
-    assert [line.split(",")[0] for line in summary.comparisons(runs)] == [
-        "ibnn (a) - sm (a)",
-        "ibnn (b) - sm (b)",
-    ]
+    shown = summary.show(paths)
+    assert "ibnn (a) - sm (a), paired" in shown and "ibnn (b) - sm (b), paired" in shown
     other = fake_run(tmp_path / "c", models=("ibnn",))
     assert list(folders.read_all([other])) == ["ibnn"]
+
+
+@pytest.mark.parametrize(
+    "options, alike",
+    [
+        ({"seeds": 5, "p": 3.0, "lam": -0.1, "tol": 1e-3}, True),
+        ({"seed": 1}, False),
+        ({"dataset": "mnist"}, False),
+        ({"epochs": 8}, False),
+        ({"lr_max": 0.1}, False),
+    ],
+)
+def test_models_of_two_runs_are_compared_where_they_were_trained_alike(
+    tmp_path, fake_run, options, alike
+):
+    ours = fake_run(tmp_path / "ours", models=("ibnn",))
+    theirs = fake_run(tmp_path / "theirs", models=("sm",))
+    for folder, given in ((ours, options | {"model": "ibnn"}), (theirs, {})):
+        config = Config(**{"model": "sm", "epochs": 4} | given).resolved()
+        folders.write_json(folder / "config.json", dataclasses.asdict(config))
+    shown = summary.show([theirs, ours])
+    assert ("paired by seed" in shown) == alike
+    (row,) = [line for line in shown.splitlines() if line.startswith("ibnn")][:1]
+    assert (" 2 " in row) == alike  # the epochs to the standard model's best
+
+
+def test_a_model_that_is_not_trained_to_its_end_says_so(tmp_path, fake_run):
+    run = fake_run(tmp_path / "run")
+    config = Config(model="both", epochs=4).resolved()
+    folders.write_json(run / "config.json", dataclasses.asdict(config))
+    lines = folders.read_lines(run / "metrics.jsonl")
+    lines = [x for x in lines if x["model"] == "sm" or x["epoch"] < 3]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    shown = summary.show([run])
+    assert "ibnn, 2 of 4 epochs  " in shown and "sm, " not in shown
+    assert "paired by seed" not in shown
+
+
+def test_of_two_seeds_one_reaches_the_standard_best(tmp_path, fake_run):
+    sm = folders.read(fake_run(tmp_path / "run"))["sm"]
+    two = {name: v[:2] if v.ndim > 1 or name == "seed" else v for name, v in sm.items()}
+    two["test_accuracy"] = np.array([[0.1, 0.8, 0.7, 0.7], [0.1, 0.2, 0.9, 0.7]])
+    assert summary.summarize({"sm": two})["sm"]["epochs_to_sm_best"] == 2
 
 
 def test_a_folder_of_runs_stands_for_its_runs(tmp_path, fake_run):

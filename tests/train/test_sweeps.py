@@ -35,6 +35,7 @@ def test_a_sweep_makes_the_product_of_its_lists(pictures, tmp_path, capsys):
         ("epochs = []", "empty list"),
         ("epochs = [1, 1]", "the same"),
         ("epochs = [1, 0]", "at least 1"),
+        ("epochs = 2\n[training]\nepochs = 3", "gives epochs twice"),
         ("[models]\nmodel = 'sm'", "unknown options: models"),
         ("[model]\nmodel = 3", "type str"),
     ],
@@ -44,6 +45,18 @@ def test_wrong_option_files(tmp_path, capsys, text, words):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--config", str(tmp_path / "a.toml")])
     assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_sweep_finds_its_folder_again(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text('model = "sm"\nepochs = [1, 2]\n')
+    arguments = ["--config", str(file)]
+
+    def folders(*more):
+        return [run.out for run in cli.parse([*arguments, *more])]
+
+    assert folders() == folders("--quiet", "--checkpoint-seconds", "1")
+    assert folders() != folders("--seeds", "3")
 
 
 def test_a_failed_run_does_not_stop_a_sweep(pictures, tmp_path, capsys):

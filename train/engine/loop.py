@@ -17,6 +17,7 @@ __all__ = [
     "NonFiniteLoss",
     "Observer",
     "Snapshot",
+    "batch_size",
     "blank",
     "parameters",
     "prepare",
@@ -122,6 +123,17 @@ def parameters(config: Config, dataset: Dataset, model: str) -> int:
     return program.parameters
 
 
+def batch_size(config: Config, dataset: Dataset) -> int:
+    """Images in a batch; ValueError where devices cannot share them evenly."""
+    batch = min(config.batch_size, len(dataset.train_labels))
+    if batch % config.data_devices:
+        raise ValueError(
+            f"a batch of {batch} images does not divide evenly over "
+            f"data_devices={config.data_devices}"
+        )
+    return batch
+
+
 class Training:
     """A run of one model: data on the devices, keys, and the loop over epochs."""
 
@@ -132,12 +144,7 @@ class Training:
         )
         self.program = self._program(config.model != "sm")
         self.init_keys, self.warmup_keys, self.order_keys = seed_keys(config, self.mesh)
-        self.batch = min(config.batch_size, len(dataset.train_labels))
-        if self.mesh and self.batch % config.data_devices:
-            raise ValueError(
-                f"a batch of {self.batch} images does not divide evenly over "
-                f"data_devices={config.data_devices}"
-            )
+        self.batch = batch_size(config, dataset)
         self.train_data = self._on_devices(dataset.part("train"))
         self.eval_data = self._on_devices(evaluation_data(dataset))
         self._called = set()

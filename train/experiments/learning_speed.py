@@ -12,7 +12,7 @@ from train.experiments.harness.results import Point, Row, column, pick, rounded,
 from train.experiments.harness.statistics import curve, paired_difference
 from train.experiments.harness.study import Study
 
-TITLE = "Accuracy against epoch (Fig. 7), running mean of 3"
+TITLE = "Accuracy against epoch (Fig. 7), centred running mean of 3"
 PAPER = (
     "IBNN matches the SM's best of 80 epochs in 18-25 epochs, where the SM needs more "
     "than 53."

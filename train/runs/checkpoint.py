@@ -162,8 +162,10 @@ def _digest(array: np.ndarray) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    line = (str(error).strip().splitlines() or [""])[0]
+    if len(line) > 200:  # what happened stands first or last
+        line = f"{line[:80]} ... {line[-120:]}"
+    return f"{type(error).__name__}: {line}"
 
 
 def _tree(snapshot: "Snapshot") -> dict:

@@ -39,7 +39,10 @@ class Ensemble:
 
     def probabilities(self, images) -> jax.Array:
         """Probabilities of the classes, of every seed: [S, N, classes]."""
-        return jax.nn.softmax(self(images), axis=-1)
+        logits = self(images)
+        # Half precision would leave two or three digits.
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return jax.nn.softmax(logits, axis=-1)
 
     def each(self, f: Callable, *shared, **static):
         """f(model, number, *shared, **static) for every seed at once, numbered from 0.

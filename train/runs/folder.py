@@ -14,7 +14,7 @@ import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from train.runs.files import (
     read_lines,
     write_json,
     write_text,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator["RunFolder"]:
-        """Make the folder, keep other processes out, and settle config.json.
+        """Make the folder, and keep other processes out.
 
         Raises:
             ValueError: another process trains here, or the folder is of a run with
@@ -69,8 +70,10 @@ class RunFolder:
                 raise ValueError(
                     f"{path} is a file, not a folder; give another folder by --out"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self / ".lock", "w") as lock:
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self / ".lock", "w")
+        with lock:
             try:
                 # The lock goes with the process, even a killed one.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,21 +81,24 @@ class RunFolder:
                 raise ValueError(
                     f"another process is training into {self.path}"
                 ) from None
-            self._settle_config()
+            self._check_config()
             yield self
 
-    def _settle_config(self) -> None:
-        """Write config.json, or check that it allows this run to go on."""
-        file = self / "config.json"
-        if not file.exists():
-            write_json(file, dataclasses.asdict(self.config))
+    def trained(self) -> bool:
+        """Whether there is an epoch here that other options would lose."""
+        metrics = self / "metrics.jsonl"
+        logged = metrics.is_file() and metrics.stat().st_size > 0
+        return logged or any((self / "checkpoints").glob("*/[0-9]*"))
+
+    def _check_config(self) -> None:
+        """Check that config.json, if there is one, allows this run to go on."""
+        if not (self / "config.json").exists():
             return
         old = read_config(self.path)
         names = self.config.differences(old)
         if names == ["epochs"] and self._extends(old):
-            (self / "summary.json").unlink(missing_ok=True)
-            write_json(file, dataclasses.asdict(self.config))
-        elif names:
+            return
+        if names and self.trained():
             raise ValueError(
                 f"{self.path} holds a run with other options: "
                 f"{self.config.explained(names, old)}. Give another folder by --out, "
@@ -117,16 +123,19 @@ class RunFolder:
         return True
 
     def finished(self) -> bool:
-        return (self / "summary.json").exists()
+        """Whether this run is all there; with more epochs it is not."""
+        if not (self / "summary.json").exists():
+            return False
+        return not self.config.differences(read_config(self.path))
 
-    def check_setup(self, setup: dict) -> None:
-        """Write setup.json, or check that the data is still what it was.
+    def check_data(self, setup: dict) -> None:
+        """Check that the data is still what it was.
 
         Raises:
             ValueError: it is not.
         """
         file = self / "setup.json"
-        if file.exists():
+        if file.exists() and self.trained():
             old = _get(read_json(file), file, "data", "fingerprint")
             new = setup["data"]["fingerprint"]
             if old != new:
@@ -134,7 +143,16 @@ class RunFolder:
                     f"the data set is not the one the run in {self.path} was begun "
                     f"with (digest {old}, now {new}); give another folder by --out"
                 )
-        write_json(file, setup)
+
+    def begin(self, setup: dict, snapshots: "dict[str, Snapshot]") -> None:
+        """Write what is known at the start, once nothing speaks against the run.
+
+        Lines of epochs that no checkpoint holds are dropped.
+        """
+        (self / "summary.json").unlink(missing_ok=True)
+        write_json(self / "config.json", dataclasses.asdict(self.config))
+        write_json(self / "setup.json", setup)
+        self.rewrite(snapshots)
 
     def rewrite(self, snapshots: "dict[str, Snapshot]") -> None:
         """Make metrics.jsonl and seconds.jsonl hold these snapshots, nothing else."""
@@ -276,7 +294,15 @@ def runs_in(folders: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_all(folders: Iterable[str | Path]) -> dict[str, History]:
+class Trained(NamedTuple):
+    """A model of a run, as far as it is trained."""
+
+    folder: Path
+    model: str
+    history: History
+
+
+def read_all(folders: Iterable[str | Path]) -> dict[str, Trained]:
     """`read` of several runs together; models without a finished epoch are left out.
 
     A model that more than one of them has is called by its folder too.
@@ -284,7 +310,9 @@ def read_all(folders: Iterable[str | Path]) -> dict[str, History]:
     runs = {Path(folder): read(folder) for folder in folders}
     models = [model for run in runs.values() for model in run]
     return {
-        (model if models.count(model) == 1 else f"{model} ({folder.name})"): history
+        (model if models.count(model) == 1 else f"{model} ({folder.name})"): Trained(
+            folder, model, history
+        )
         for folder, run in runs.items()
         for model, history in run.items()
         if history["test_accuracy"].shape[1]

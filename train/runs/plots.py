@@ -31,7 +31,7 @@ def curves(folders: Iterable[str | Path], out: str | Path) -> Path:
         OSError: the picture cannot be written.
     """
     folders = runs_in(folders)
-    runs = read_all(folders)
+    runs = {name: each.history for name, each in read_all(folders).items()}
     if not runs:
         raise ValueError(f"no finished epoch in {', '.join(map(str, folders))}")
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")

@@ -98,7 +98,7 @@ def rows(names: list[str], probabilities: np.ndarray, first_seed: int) -> list:
     seeds = range(first_seed, first_seed + len(probabilities))
     header = ["image", "class", "probability"]
     for seed in seeds:
-        header += [f"seed {seed}", "probability"]
+        header += [f"seed {seed}", f"probability of seed {seed}"]
     table = [header]
     voters = [probabilities.mean(0), *probabilities]
     for i, name in enumerate(names):

@@ -70,22 +70,22 @@ class Session:
     def complete(self) -> RunFolder:
         """Train, resume, or do nothing if it is all there; the finished folder."""
         self._check_options()
+        if self.team.broadcast_from_first(self.folder.finished):
+            self.progress.note(
+                f"This run is finished already; delete {self.folder.path} to train it "
+                "again.\n"
+            )
+            return self.folder
         begun = self.team.broadcast_from_first((self.folder / "config.json").exists)
         # Data that is missing leaves no folder behind, nor does a network that fails.
         dataset = None if begun else self._load_data()
         with contextlib.ExitStack() as stack:
 
-            def finished() -> bool:
+            def hold() -> None:
                 stack.enter_context(self.folder.held())
-                return self.folder.finished()
 
-            if self.team.broadcast_from_first(finished):
-                self.progress.note(
-                    f"This run is finished already; delete {self.folder.path} to train "
-                    "it again.\n"
-                )
-            else:
-                self._train(dataset or self._load_data())
+            self.team.broadcast_from_first(hold)
+            self._train(dataset or self._load_data())
         return self.folder
 
     def _check_options(self) -> None:
@@ -116,7 +116,7 @@ class Session:
         from train.data import prepare
         from train.distributed.sharding import make_mesh
         from train.engine import compile_cache
-        from train.engine.loop import parameters
+        from train.engine.loop import batch_size, parameters
 
         compile_cache.enable(self.config.compile_cache)
         if self.config.x64:
@@ -128,6 +128,7 @@ class Session:
             make_mesh(config.seeds, config.devices, config.data_devices)
             dataset = prepare(config)
             config.check_window(dataset.image_shape[:2])
+            batch_size(config, dataset)
             for model in self.config.models:
                 parameters(config, dataset, model)  # builds the network
             return dataset
@@ -142,11 +143,11 @@ class Session:
 
     def _train(self, dataset: "Dataset") -> None:
         """Train every model that is not finished, then write the results."""
-        self._begin(dataset)
+        setup = self._set_up(dataset)
         with contextlib.ExitStack() as stack:
             saved = self.team.together(lambda: self._open_checkpoints(stack))
             snapshots = self._restore(dataset, saved)
-            self.team.broadcast_from_first(lambda: self._start_logs(snapshots))
+            self.team.broadcast_from_first(lambda: self._begin(setup, snapshots))
             stack.callback(self.tracker.finish)
             for model in self.config.models:
                 snapshot = self._train_model(
@@ -155,14 +156,15 @@ class Session:
                 snapshots[model] = snapshot
         self.team.broadcast_from_first(lambda: self._write_results(snapshots))
 
-    def _begin(self, dataset: "Dataset") -> None:
+    def _set_up(self, dataset: "Dataset") -> dict:
+        """What setup.json holds; checks that the data is still what it was."""
         import jax
 
         from train.engine.loop import parameters
 
         counts = {m: parameters(self.config, dataset, m) for m in self.config.models}
         setup = {"data": describe_data(dataset), "parameters": counts} | environment()
-        self.team.broadcast_from_first(lambda: self.folder.check_setup(setup))
+        self.team.broadcast_from_first(lambda: self.folder.check_data(setup))
         count = self.team.count
         parts = [f"{len(dataset.train_labels):,} training"]
         if dataset.has_validation:
@@ -175,6 +177,7 @@ class Session:
             f"{f', {count} processes' if count > 1 else ''}; "
             f"results in {self.folder.path}"
         )
+        return setup
 
     def _open_checkpoints(
         self, stack: contextlib.ExitStack
@@ -215,9 +218,8 @@ class Session:
             )
         return snapshots
 
-    def _start_logs(self, snapshots: "dict[str, Snapshot]") -> None:
-        """Drop lines of epochs that no checkpoint holds."""
-        self.folder.rewrite(snapshots)
+    def _begin(self, setup: dict, snapshots: "dict[str, Snapshot]") -> None:
+        self.folder.begin(setup, snapshots)
         self.tracker.start(self.folder.path, dataclasses.asdict(self.config))
 
     def _train_model(

@@ -1,12 +1,22 @@
 """The results of runs in numbers, and the table made of them, without JAX."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from train.runs.folder import History, read_all, read_json, runs_in
+from train.config import OF_IMPLICIT_BIAS, Config
+from train.runs.folder import (
+    History,
+    Trained,
+    read_all,
+    read_config,
+    read_json,
+    runs_in,
+)
 
+Standards = dict[str, str | None]  # a model -> the standard one beside it
 RESAMPLES = 9999  # of the bootstrap
 
 
@@ -27,31 +37,65 @@ def selected_accuracy(history: History) -> np.ndarray:
     return accuracy[np.arange(len(accuracy)), epoch]
 
 
-def summarize(runs: dict[str, History]) -> dict[str, dict]:
+def summarize(
+    runs: dict[str, History], standards: Standards | None = None
+) -> dict[str, dict]:
     """Results per model of `read`: numbers, or [median, low, high] over the seeds.
+
+    Args:
+        standards: the standard model that each is measured against, or None; when not
+            given, "sm" where there is one.
 
     certified_last: share of the test images that are certified, after certified
         training.
     accuracy_selected: test accuracy at the epoch of the lowest loss on the validation
         images, or on the test images where there are none (selected_by says which).
+    standard: the standard model that it is measured against, or None.
     epochs_to_sm_best: median over the seeds of the first epoch whose accuracy reaches
-        the median over the standard networks of their best one; None if half of the
-        seeds never do, or if there are no standard networks.
+        the median over the standard networks of their best one; None if most of the
+        seeds never do, or if there is no standard. Of an even number of seeds the
+        median is the lower of the two in the middle, which a seed has.
     """
+    if standards is None:
+        standards = dict.fromkeys(runs, "sm" if "sm" in runs else None)
     results = {name: _result(history) for name, history in runs.items()}
     for name, history in runs.items():
-        standard = standard_beside(name, runs)
+        results[name]["standard"] = standard = standards[name]
         if standard:
-            target = float(np.median(runs[standard]["test_accuracy"].max(1)))
+            target = _lower_median(runs[standard]["test_accuracy"].max(1))
             results[name]["epochs_to_sm_best"] = _epochs_to(history, target)
     return results
 
 
-def standard_beside(name: str, runs: Iterable[str]) -> str | None:
-    """The standard model of the same run, else the first one of all; None without."""
-    standard = [other for other in runs if other.split()[0] == "sm"]
-    own = "sm" + name[len(name.split()[0]) :]
-    return own if own in standard else next(iter(standard), None)
+def standard_beside(name: str, runs: dict[str, Trained]) -> str | None:
+    """The standard model of the same run, else the first one that was trained alike."""
+    folder = runs[name].folder
+    standard = [other for other in runs if runs[other].model == "sm"]
+    own = [other for other in standard if runs[other].folder == folder]
+    alike = [other for other in standard if _alike(folder, runs[other].folder)]
+    return next(iter(own + alike), None)
+
+
+def _alike(ours: Path, theirs: Path) -> bool:
+    """Whether two runs differ in their network and in which seeds they have only."""
+    configs = [_config(folder) for folder in (ours, theirs)]
+    if None in configs:
+        return False
+    names = set(configs[0].differences(configs[1]))
+    return names <= {"model", "seeds", "first_seed", *OF_IMPLICIT_BIAS, *_of_solver()}
+
+
+def _of_solver() -> list[str]:
+    fields = dataclasses.fields(Config)
+    return [field.name for field in fields if field.metadata["group"] == "solver"]
+
+
+def _config(folder: Path) -> Config | None:
+    """The options of a run; None where no file tells, or one of another version."""
+    try:
+        return read_config(folder)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _result(history: History) -> dict:
@@ -89,8 +133,12 @@ def _median_seconds(history: History) -> float | None:
 def _epochs_to(history: History, target: float) -> float | None:
     reached = history["test_accuracy"] >= target
     first = np.where(reached.any(1), reached.argmax(1) + 1.0, np.inf)
-    median = float(np.median(first))
+    median = _lower_median(first)
     return median if np.isfinite(median) else None
+
+
+def _lower_median(values: np.ndarray) -> float:
+    return float(np.quantile(values, 0.5, method="lower"))
 
 
 def paired_difference(ours: History, theirs: History) -> dict | None:
@@ -134,15 +182,18 @@ def bootstrap_interval(values: np.ndarray) -> list[float] | None:
     return interval
 
 
-def comparisons(runs: dict[str, History]) -> list[str]:
-    """A line for every model beside its standard one, paired by seed."""
+def comparisons(runs: dict[str, History], standards: Standards) -> list[str]:
+    """A line for every model beside its standard one after as many epochs, paired by
+    seed.
+    """
     lines = []
     for name, history in runs.items():
-        standard = standard_beside(name, runs)
+        standard = standards[name]
         if standard is None or name.split()[0] == "sm":
             continue
+        epochs = [h["test_accuracy"].shape[1] for h in (history, runs[standard])]
         paired = paired_difference(history, runs[standard])
-        if paired is None:
+        if paired is None or epochs[0] != epochs[1]:
             continue
         line = (
             f"{name} - {standard}, paired by seed: {100 * paired['mean']:+.2f} points"
@@ -159,7 +210,6 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
 
     Best accuracies on the test set are shown only where the test set chose the weights.
     """
-    has_sm = standard_beside("sm", results) is not None
     certified = any("certified_last" in r for r in results.values())
     by_test = all(r["selected_by"] == "test" for r in results.values())
     selected = "at lowest loss" if by_test else "at lowest val. loss"
@@ -178,7 +228,7 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
     ]
     rows = [columns]
     for name, result in results.items():
-        count = (parameters or {}).get(name.split()[0], "-")
+        count = (parameters or {}).get(name.split()[0].strip(","), "-")
         best = [_percent(result["accuracy_best"])] if by_test else []
         proved = (
             _percent(result["certified_last"]) if "certified_last" in result else "-"
@@ -191,7 +241,7 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
                 _percent(result["accuracy_selected"]),
                 *([proved] if certified else []),
                 str(count),
-                _reached(result, has_sm),
+                _reached(result),
                 *_solver_cells(result),
                 f"{result['seconds']:.1f}",
             ]
@@ -215,8 +265,8 @@ def _percent(values: list[float]) -> str:
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _reached(result: dict, has_sm: bool) -> str:
-    if not has_sm:
+def _reached(result: dict) -> str:
+    if result["standard"] is None:
         return "-"
     if result["epochs_to_sm_best"] is None:
         return f"> {result['epochs']}"
@@ -232,15 +282,16 @@ def _solver_cells(result: dict) -> list[str]:
 
 
 def footnote(results: dict[str, dict]) -> str:
-    seeds = " or ".join(map(str, sorted({r["seeds"] for r in results.values()})))
+    counts = sorted({r["seeds"] for r in results.values()})
+    seeds = " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
     parts = {r["selected_by"] for r in results.values()}
     chooser = {
         ("val",): "the validation images",
         ("test",): "the test images, as in the paper",
     }.get(tuple(sorted(parts)), "the test images in some runs, not in others")
     return (
-        f"accuracies on the test set: median [5th, 95th percentile] over {seeds} "
-        f"seeds; the epoch of lowest loss is chosen by {chooser}; seconds: all seeds "
+        f"accuracies on the test set: median [5th, 95th percentile] over {seeds}"
+        f"; the epoch of lowest loss is chosen by {chooser}; seconds: all seeds "
         "together"
     )
 
@@ -252,8 +303,8 @@ def show(folders: Iterable[str | Path]) -> str:
         FileNotFoundError, ValueError: a folder holds no run, or a damaged one.
     """
     folders = runs_in(folders)
-    runs = read_all(folders)
-    if not runs:
+    trained = read_all(folders)
+    if not trained:
         raise ValueError(f"no finished epoch in {', '.join(map(str, folders))}")
     parameters = {}
     for folder in folders:
@@ -263,6 +314,19 @@ def show(folders: Iterable[str | Path]) -> str:
             if not isinstance(values, dict):
                 raise ValueError(f"{setup} is damaged: it describes no run")
             parameters |= values.get("parameters", {})
-    results = summarize(runs)
-    lines = [table(results, parameters), *comparisons(runs), footnote(results)]
-    return "\n".join(lines)
+    runs = {name: each.history for name, each in trained.items()}
+    standards = {name: standard_beside(name, trained) for name in trained}
+    results = {
+        name + _unfinished(trained[name]): result
+        for name, result in summarize(runs, standards).items()
+    }
+    compared = comparisons(runs, standards)
+    return "\n".join([table(results, parameters), *compared, footnote(results)])
+
+
+def _unfinished(trained: Trained) -> str:
+    """What is said beside the name of a model that is not trained to its end."""
+    config, done = _config(trained.folder), trained.history["test_accuracy"].shape[1]
+    if config is None or done >= config.epochs:
+        return ""
+    return f", {done} of {config.epochs} epochs"

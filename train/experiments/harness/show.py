@@ -31,6 +31,8 @@ def show(name: str, folder: str | Path) -> str:
     rows = results.read(path)
     try:
         text = f"{experiment.verdict(rows)} Paper: {experiment.PAPER}"
+        if not Path(folder, "about.json").exists():  # written when all is measured
+            text = f"Not finished, some points are missing. {text}"
         figure = _draw(experiment, rows)
     except (LookupError, ValueError, StopIteration) as error:
         raise UserError(
