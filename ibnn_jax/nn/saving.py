@@ -184,11 +184,11 @@ def _options(module: Any) -> dict[str, str]:
     return encoded
 
 
-def _compare_shapes(found: dict, expected: dict, who: str) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
+def _compare_shapes(ours: dict, expected: dict, who: str) -> None:
+    for name in sorted(ours.keys() | expected.keys()):
+        if ours.get(name) != expected.get(name):
             raise ValueError(
-                f"{who} {name} of shape {found.get(name)}, where the arguments of the "
+                f"{who} {name} of shape {ours.get(name)}, where the arguments of the "
                 f"constructor give {expected.get(name)}"
             )
 

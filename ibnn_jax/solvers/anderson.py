@@ -90,8 +90,8 @@ class Anderson(IterativeSolver):
 
         best_trial = jnp.minimum(best, square)
         moved = (trial, r_trial, g_trial, best_trial, jnp.ones_like(scale))
-        kept = select(accept, moved, (z, r, g, best, scale / 2))
-        return _State(*kept, push(dz, trial - z), push(dg, g_trial - g))
+        current = select(accept, moved, (z, r, g, best, scale / 2))
+        return _State(*current, push(dz, trial - z), push(dg, g_trial - g))
 
     def _coefficients(self, dg, g):
         length = jnp.sqrt(square_norm(jax.lax.stop_gradient(dg)))

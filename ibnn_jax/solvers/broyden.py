@@ -83,8 +83,8 @@ class Broyden(IterativeSolver):
         u, v = select(usable, (push(u, u_new), push(v, v_new)), (u, v))
 
         moved = (trial, r_trial, jnp.minimum(best, square), jnp.ones_like(scale))
-        kept = select(accept, moved, (z, r, best, scale / 2))
-        return _State(*kept, a, u, v)
+        current = select(accept, moved, (z, r, best, scale / 2))
+        return _State(*current, a, u, v)
 
 
 def _apply(problem, a, u, v, x):

@@ -78,8 +78,8 @@ class GradientDescent(IterativeSolver):
         longest = 1 if problem.symmetric else shortest
         tau = jnp.where(accept, secant, self.shrink * secant)
         tau = jnp.clip(tau, shortest, longest)
-        kept = select(accept[:, 0], (trial, r_trial), (z, r))
-        return _State(*kept, tau)
+        current = select(accept[:, 0], (trial, r_trial), (z, r))
+        return _State(*current, tau)
 
 
 class _State(NamedTuple):

@@ -12,6 +12,7 @@ import jax
 
 import ibnn_jax
 from train.config import Config
+from train.runs.files import writing
 
 if TYPE_CHECKING:
     from train.engine.loop import Snapshot
@@ -33,7 +34,8 @@ def save_networks(
         place = folder / f"seed-{config.first_seed + row}"
         # The best one first: it may not be written over what it does not know.
         for weights, where in ((snapshot.best, place), (last, place / "last")):
-            ibnn_jax.save(program.network(*_of_seed(weights, row)), where)
+            with writing(where):
+                ibnn_jax.save(program.network(*_of_seed(weights, row)), where)
 
 
 def _of_seed(weights: tuple, row: int) -> tuple:

@@ -155,14 +155,14 @@ class Forward:
     def _retry(self, count: int, attempt: Attempt, z, points: Points, mask):
         """(outcome, z at the points) with more cells, from the first solution."""
 
-        def again(state, problem, span, first):
+        def with_more_cells(state, problem, span, first):
             prepared = self.prepared._replace(problem=problem, span=span)
             attempt, points = solve_with_cells(prepared, self.settings, count, first)
             return attempt._replace(steps=state[0].steps + attempt.steps), points.z
 
         return run_where(
             mask & self._missed(attempt),
-            again,
+            with_more_cells,
             (attempt, z),
             self.problem,
             self.prepared.span,

@@ -108,8 +108,8 @@ class Grid:
         last = pieces.shape[1] - each - 1
         window = [pieces[:, k : k + last : each] for k in range(each + 2)]
         wide = jnp.concatenate(window, axis=-1)
-        found = jnp.einsum("gbs,st->gbt", wide, matrix, precision=HIGHEST)
-        return found.reshape(len(charges), self.nodes)
+        sums = jnp.einsum("gbs,st->gbt", wide, matrix, precision=HIGHEST)
+        return sums.reshape(len(charges), self.nodes)
 
     def _pieces(self, charges):
         """The charges in pieces as long as the halo."""

@@ -246,8 +246,8 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
 
     def on(grid, x):
         place = grid.place(x)
-        (found,) = place.read(grid.moment(place.charges()))
-        return found
+        (moments,) = place.read(grid.moment(place.charges()))
+        return moments
 
     return jnp.where(inside(grid, x), grid.run(on, x), 0)
 

@@ -38,8 +38,8 @@ def choose(
     mean = (problem.y - span.centre).mean(-1, keepdims=True)
     most = p * (span.radius + jnp.abs(mean) + jnp.maximum(lam, 0))  # as |B| <= 1
     ends = jnp.concatenate([points.at_nodes[:, :1], points.at_nodes[:, -1:]], -1)
-    found = MARGIN * (p * jnp.abs(ends - mean).max(-1, keepdims=True) + 1)
-    extent = jnp.where(jnp.isfinite(found), jnp.minimum(found, most), most)
+    reached = MARGIN * (p * jnp.abs(ends - mean).max(-1, keepdims=True) + 1)
+    extent = jnp.where(jnp.isfinite(reached), jnp.minimum(reached, most), most)
     return ladder.choose(extent, lam * p, p * threshold[:, None], grids)
 
 

@@ -77,8 +77,8 @@ def _in_kernel_or_not(name: str, fits: bool, program: Callable, loops: Callable,
         return loops(*args)
     of_kernel = jax.make_jaxpr(flat[0])(*leaves)
     of_loops, shapes = jax.make_jaxpr(flat[1], return_shape=True)(*leaves)
-    found = _either.bind(*leaves, loops=of_loops, kernel=of_kernel)
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    outputs = _either.bind(*leaves, loops=of_loops, kernel=of_kernel)
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
 def kernel(f: Callable, *arrays: Array, interpret: bool = False):
@@ -158,7 +158,7 @@ def moments_kernel(
         for k, total in enumerate(sums):
             out[group, k, :] = total
 
-    found = pallas.pallas_call(
+    totals = pallas.pallas_call(
         body,
         out_shape=jax.ShapeDtypeStruct((groups, 4, length), jnp.float32),
         grid=(groups,),
@@ -166,7 +166,7 @@ def moments_kernel(
         interpret=interpret,
         name="ibnn_cell_moments",
     )(*inputs)
-    return [found[:, k, :count] for k in range(4)]
+    return [totals[:, k, :count] for k in range(4)]
 
 
 def _row_lengths(arrays) -> list[int]:

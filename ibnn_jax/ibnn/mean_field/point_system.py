@@ -92,8 +92,8 @@ def respond(
     size = jnp.abs(b).max(-1)
     finite = size < jnp.inf  # NaN is not less
     h = _problem(how, z, lam, p, weights).linearise(z)
-    found = linear_solve(h, b, tol=tol * size, max_steps=max_steps, active=finite)
-    return found.x, found.ok, size
+    solution = linear_solve(h, b, tol=tol * size, max_steps=max_steps, active=finite)
+    return solution.x, solution.ok, size
 
 
 def read_response(

@@ -75,7 +75,7 @@ class Pullback:
         return jax.lax.cond(
             needed.any(),
             lambda u, ok, bias: self._finish(u, ok, v, valid),
-            lambda *found: found,
+            lambda *solved: solved,
             u,
             ok,
             attempt.bias,

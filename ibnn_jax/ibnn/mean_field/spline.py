@@ -58,8 +58,8 @@ def taps(spacing: float) -> Taps:
     )
     sequences = [np.fft.ifft(f).real / spacing for f in (slope, step, moment)]
     largest = np.max([np.abs(f[: count // 2]) for f in sequences], axis=0)
-    kept = np.flatnonzero(largest > LEAST_TAP)[-1] + 1
-    return Taps(*(f[:kept] for f in sequences))
+    length = np.flatnonzero(largest > LEAST_TAP)[-1] + 1
+    return Taps(*(f[:length] for f in sequences))
 
 
 def _transform(k):
