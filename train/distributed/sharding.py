@@ -56,10 +56,11 @@ def make_mesh(
             f"devices={devices}, but there are {present}: {jax.devices()[0].platform}"
         )
     if not fits(devices):
+        of_processes = f" and of the {processes} processes" if processes > 1 else ""
         raise ValueError(
             f"devices={devices} do not suit {seeds} seeds with data_devices="
-            f"{data_devices}: it must be a multiple of data_devices and of the "
-            f"{processes} processes, and at most seeds * data_devices"
+            f"{data_devices}: it must be a multiple of data_devices{of_processes}, and "
+            "at most seeds * data_devices"
         )
     if devices == 1:
         return None
