@@ -156,8 +156,14 @@ class IBNNProblem(AbstractProblem):
         return Span(centre, jnp.maximum(top - centre, centre - bottom))
 
     def centred(self) -> tuple["IBNNProblem", Float[Array, "G 1"]]:
-        """The equation knows differences only, and small numbers round less."""
+        """The equation knows differences only, and small numbers round less.
+
+        Around the mean, about which a strong lam < 0 gathers z: the middle of the range
+        lies far from that where there are outliers.
+        """
         centre = self.span().centre
+        mean = (self.y - centre).mean(-1, keepdims=True)
+        centre += jax.lax.stop_gradient(mean)
         return replace(self, y=self.y - centre), centre
 
     @property

@@ -64,11 +64,11 @@ def verdict(rows: Sequence[Row]) -> str:
     for variant, share in _needed(rows).items():
         mine = pick(rows, variant=variant, fraction=largest)
         differences.append(paired_difference(mine, sm, "best"))
-        needs = (
-            "never reaches that"
-            if share is None
-            else f"reaches that with {style.percent(share)} of the data"
-        )
+        if share is None:
+            needs = "never reaches that"
+        else:
+            most = "at most " if share == min(unique(rows, "fraction")) else ""
+            needs = f"reaches that with {most}{style.percent(share)} of the data"
         parts.append(
             f"{style.name(variant)} {needs} (minus SM on all of the data, points: "
             f"{style.points(differences[-1])})"

@@ -227,4 +227,4 @@ def verdict(rows: Sequence[Row]) -> str:
             f"result code tells {'at every' if right else 'not at every'} lam; "
             f"hysteresis {loops}"
         )
-    return ". ".join(parts) + "."
+    return ". ".join(parts) + ". There are at most as many solutions as starts."

@@ -137,18 +137,27 @@ def verdict(rows: Sequence[Row]) -> str:
     kept = curve(rows, "lam", "pgd")[1]
     zero = int(np.flatnonzero(lams == 0)[0])
     best = int(np.nanargmax(kept))
-    near = [lam for lam, a in zip(lams, accuracy) if a >= accuracy[zero] - 0.01]
+    low, high = _run_around(zero, accuracy >= accuracy[zero] - 0.01)
     below = max(zero - 1, 0)
     moved = [row for row in rows if row["lam"] != 0]
     distance = style.percent(np.nanmax(column(moved, "distance")))
     return (
         f"The SM has {style.percent(accuracy[zero])}, and {style.percent(kept[zero])} "
         "under white-box PGD. Accuracy stays within one point for lam in "
-        f"[{min(near):g}, {max(near):g}]; PGD accuracy is best at lam {lams[best]:g}: "
+        f"[{lams[low]:g}, {lams[high]:g}]; PGD accuracy is best at lam {lams[best]:g}: "
         f"{style.percent(kept[best])}. At lam {lams[below]:g} "
         f"{_promise_text(rows, below)}; the layer moves by at most {distance} of what "
         "Eq. (S9) allows, |lam| sqrt(D)."
     )
+
+
+def _run_around(place: int, holds: np.ndarray) -> tuple[int, int]:
+    """The first and last place of the run of places that hold around this one."""
+    fails = np.flatnonzero(~holds)
+    below, above = fails[fails < place], fails[fails > place]
+    low = below[-1] + 1 if len(below) else 0
+    high = above[0] - 1 if len(above) else len(holds) - 1
+    return int(low), int(high)
 
 
 def _promise_text(rows: Sequence[Row], place: int) -> str:

@@ -14,7 +14,7 @@ from train.errors import UserError
 from train.runs import summary as summaries
 from train.runs.folder import RunFolder, read, read_json, write_json
 from train.runs.progress import Lines
-from train.runs.trackers import TRACKERS, Tracker
+from train.runs.trackers import TRACKERS, Guarded
 
 if TYPE_CHECKING:
     from train.data import Dataset
@@ -65,7 +65,7 @@ class Session:
         # The first process speaks for all.
         self.progress = progress if team.first else Lines(lambda text: None)
         self.folder = RunFolder(config)
-        self.tracker: Tracker = TRACKERS[config.tracker]()
+        self.tracker = Guarded(TRACKERS[config.tracker](), self.progress.note)
 
     def complete(self) -> RunFolder:
         """Train, resume, or do nothing if it is all there; the finished folder."""
@@ -148,7 +148,8 @@ class Session:
             saved = self.team.together(lambda: self._open_checkpoints(stack))
             snapshots = self._restore(dataset, saved)
             self.team.broadcast_from_first(lambda: self._begin(setup, snapshots))
-            stack.callback(self.tracker.finish)
+            if self.team.first:  # it alone has started the tracker
+                stack.callback(self.tracker.finish)
             for model in self.config.models:
                 snapshot = self._train_model(
                     model, dataset, snapshots.get(model), saved.get(model)

@@ -17,6 +17,7 @@ from train.runs.folder import (
 )
 
 Standards = dict[str, str | None]  # a model -> the standard one beside it
+FEW_SEEDS = 5
 RESAMPLES = 9999  # of the bootstrap
 
 
@@ -168,7 +169,7 @@ def bootstrap_interval(values: np.ndarray) -> list[float] | None:
     if len(values) < 2:
         return None
     if np.ptp(values) < 1e-12:
-        return [float(values[0])] * 2  # every resample is the same
+        return [float(values.mean())] * 2  # every resample is the same
     from scipy.stats import bootstrap  # late: it takes a second to import
 
     rng = np.random.default_rng(0)
@@ -201,6 +202,8 @@ def comparisons(runs: dict[str, History], standards: Standards) -> list[str]:
         if paired["interval"]:
             low, high = (100 * v for v in paired["interval"])
             line += f", 95% bootstrap interval of the mean [{low:+.2f}, {high:+.2f}]"
+            if paired["seeds"] < FEW_SEEDS:
+                line += " (of so few seeds little more than their range)"
         lines.append(f"{line}, better in {paired['better']} of {paired['seeds']} seeds")
     return lines
 

@@ -1,6 +1,7 @@
 """Where metrics are sent besides the run's folder: one interface, lazy imports."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,33 @@ class Tracker:
 
     def finish(self) -> None:
         """The run ended, finished or not."""
+
+
+class Guarded(Tracker):
+    """A tracker whose failure does not end the run: it is said once, and left out.
+
+    Only what is wrong at the start ends it.
+    """
+
+    def __init__(self, tracker: Tracker, say: Callable[[str], None]):
+        self._tracker, self._say = tracker, say
+
+    def start(self, folder: Path, config: dict) -> None:
+        self._tracker.start(folder, config)
+
+    def log(self, model: str, epoch: int, metrics: dict[str, float]) -> None:
+        self._try(lambda: self._tracker.log(model, epoch, metrics))
+
+    def finish(self) -> None:
+        self._try(self._tracker.finish)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever another package raises
+            name = type(self._tracker).__name__
+            self._say(f"{name} failed, and gets no more of this run: {error}")
+            self._tracker = Tracker()
 
 
 class TensorBoard(Tracker):

@@ -15,18 +15,22 @@ from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import on_grids
 from ibnn_jax.ibnn.mean_field.plan import Plan
-from ibnn_jax.ibnn.mean_field.point_system import LINEAR_TOL
 from ibnn_jax.ibnn.mean_field.reduced import (
     WIDTHS,
     Attempt,
     Points,
     Prepared,
     bias_of,
+    rounding_of,
     solve_with_cells,
     threshold_of,
     threshold_unrounded,
 )
 from ibnn_jax.solvers.newton import Newton
+
+# Of Newton's inner solves on pairs: relative to the largest residual, an outlier's,
+# beside which the others have to be solved too
+PAIRS_TOL = 0.01
 
 
 class Residuals(NamedTuple):
@@ -71,13 +75,15 @@ class Forward:
                 state,
             )
         attempt = state.attempt
-        z = problem.y - problem.lam * attempt.bias
-        ran = Run(z, attempt.residual, attempt.steps, None)
+        # Rounding is judged by `resolves`; what is said of the residual includes it.
+        lost = attempt.lost
+        ran = Run(attempt.z, attempt.residual + lost, attempt.steps, None)
+        threshold += lost
         # Equal neurons are returned as they are, others to half an epsilon.
         largest = jnp.abs(self.prepared.span.centre) + self.prepared.span.radius
-        eps = float(jnp.finfo(z.dtype).eps)
-        lost = jnp.where(self.prepared.span.radius > 0, 0.5 * eps * largest, 0)[:, 0]
-        resolved = problem.resolves(lost, self.settings.tol, self.prepared.span)
+        apart = self.prepared.span.radius > 0
+        rounded = jnp.where(apart, rounding_of(largest), 0)[:, 0]
+        resolved = problem.resolves(rounded, self.settings.tol, self.prepared.span)
         solution = package(problem, self.valid, ran, threshold, resolved)
         return solution, Residuals(attempt, points, state.later, state.served_by, index)
 
@@ -172,7 +178,7 @@ class Forward:
 
     def _pairwise(self, attempt: Attempt, problem: IBNNProblem, threshold) -> Attempt:
         """Newton on the neurons themselves."""
-        problem, _ = problem.centred()
+        problem, centre = problem.centred()
         # Past the bound the solution that descent reaches from y is meant, not the one
         # next to the interpolated z.
         near = problem.y - problem.lam * attempt.bias
@@ -181,12 +187,19 @@ class Forward:
         close = problem.p[:, 0] * attempt.residual < 1
         near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)
-        newton = Newton(linear_tol=LINEAR_TOL)
+        newton = Newton(linear_tol=PAIRS_TOL)
         ran = run(newton, problem, start, threshold, self.settings.max_steps)
-        bias = bias_of(problem, problem.y - ran.z, problem.op.bias(ran.z, problem.p))
+        # That of the z returned, which the centre rounds.
+        z = ran.z + centre
+        rounded = z - centre
+        bias = problem.op.bias(rounded, problem.p)
+        residual = jnp.abs(problem.y - problem.lam * bias - rounded)
+        residual += 2 * rounding_of(problem.y)
         return attempt._replace(
-            bias=bias,
+            z=z,
+            bias=bias_of(problem, problem.y - rounded, bias),
             residual=ran.residual,
+            lost=jnp.maximum(residual.max(-1) - ran.residual, 0),
             resolved=jnp.ones_like(attempt.resolved),
             steps=attempt.steps + ran.steps,
         )

@@ -13,6 +13,7 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     Prepared,
     bias_of,
     rounding,
+    rounding_of,
 )
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves
@@ -55,7 +56,7 @@ def attempt(
     """The outcome on the grids in the groups of `mask`, what was before elsewhere."""
     problem, span = prepared.problem, prepared.span
 
-    def on_grid(grid, left, before, y, lam, p, radius, threshold):
+    def on_grid(grid, left, before, y, level, lam, p, radius, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         near = jnp.isfinite(before.bias).all(-1, keepdims=True)
         x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
@@ -71,10 +72,15 @@ def attempt(
             left=left,
         )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
+        # Not y - lam B, which rounds as y does, where strong lam make z much smaller.
+        z = level + solved.x / p
+        lost = 2 * rounding_of(radius) + rounding_of(z) * (2 / solved.slope - 1)
         now = Attempt(
+            z,
             bias,
             solved.slope,
             (solved.residual / p)[:, 0],
+            lost.max(-1),
             solved.resolved[:, 0],
             jnp.zeros_like(before.widths),
             before.steps + solved.steps[:, 0],
@@ -82,7 +88,8 @@ def attempt(
         return now, solved.done[:, 0]
 
     y, _ = scaled(problem, span)
-    operands = (y, problem.lam, problem.p, span.radius, threshold)
+    level = span.centre + (problem.y - span.centre).mean(-1, keepdims=True)
+    operands = (y, level, problem.lam, problem.p, span.radius, threshold)
     return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 
 

@@ -67,9 +67,11 @@ class Points(NamedTuple):
 class Attempt(NamedTuple):
     """An attempt's outcome per group."""
 
+    z: Float[Array, "G n"]
     bias: Float[Array, "G n"]
     slope: Float[Array, "G n"]
     residual: Float[Array, "G"]
+    lost: Float[Array, "G"]  # what rounding z adds to the residual
     resolved: Bool[Array, "G"]  # whether its cells are fine enough for the adjoint
     widths: Float[Array, "G"]  # the most 1 / p that a cell spans in z
     steps: Array
@@ -122,7 +124,9 @@ def solve_with_cells(
     residual = ran.residual + _error(problem, points, ran.residual)
     widths = _widths(problem, points)
     resolved = _resolved(problem, widths)
-    return Attempt(bias, slope, residual, resolved, widths, ran.steps), points
+    z = problem.y - problem.lam * bias
+    lost = jnp.zeros_like(residual)  # the estimate holds it
+    return Attempt(z, bias, slope, residual, lost, resolved, widths, ran.steps), points
 
 
 def rebuild_points(prepared: Prepared, z: Float[Array, "G 2m+2"]) -> Points:
@@ -247,6 +251,15 @@ def _interpolation_error(
 def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
     """What rounding makes of a residual of slope `steep`, for z within the radius."""
     return 8 * float(jnp.finfo(radius.dtype).eps) * steep * radius
+
+
+def rounding_of(z: Float[Array, "G n"]) -> Float[Array, "G n"]:
+    """By how much z may miss the number that it stands for.
+
+    What that makes of the residual is as much, times 1 + |lam| d by its own, and
+    |lam| d by its neighbours', d the slope that it feels.
+    """
+    return 0.5 * float(jnp.finfo(z.dtype).eps) * jnp.abs(z)
 
 
 def _widths(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:

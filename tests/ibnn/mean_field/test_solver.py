@@ -409,3 +409,22 @@ def test_strict_mode_raises_outside_jit():
             max_steps=3,
             strict=True,
         )
+
+
+@pytest.mark.parametrize("n", [40, 200])
+@pytest.mark.parametrize("kind", ["wide", "cauchy"])
+def test_steep_groups_in_float32_are_solved_and_say_how_well(n, kind):
+    """lam p = 5000: z has to be as fine as its own size allows, not that of y."""
+    rng = np.random.default_rng(0)
+    size = (12, n)
+    y = 10 * rng.normal(size=size) if kind == "wide" else rng.standard_cauchy(size)
+    y = y.astype(np.float32)
+    lam, p = -50.0, 100.0
+    solution = ib.solve(jnp.asarray(y), lam, p, ib.Uniform((-1,)))
+    assert solution.stats.converged.all()
+    z, y = np.float64(solution.value), np.float64(y)
+    told, allowed = solution.stats.residual, 1e-4 * (1 + abs(y).max(1) + abs(lam))
+    for k in range(12):
+        bias = np.tanh(p * (z[k][None, :] - z[k][:, None])).mean(1)
+        residual = abs(y[k] - lam * bias - z[k]).max()
+        assert residual < 1.5 * told[k] and residual < allowed[k]
