@@ -56,7 +56,7 @@ class MeanField(AbstractSolver):
     For Uniform couplings. The reported residual is that of the points plus the
     estimated errors of the quadrature and of the interpolation, so it speaks of the
     equation of the neurons. It has to be within the tolerance of `solve` and below
-    50 tol / p, unless that is beyond rounding.
+    50 tol / p, unless that is beyond rounding; what rounding z adds is reported too.
 
     Groups whose estimate exceeds the tolerance, or that spread over more than 4 / p in
     a cell, are solved again: from there Newton's method works on all neurons, at a cost
