@@ -42,7 +42,8 @@ def measure(study: Study, point: Point) -> list[Row]:
     """
     ensemble = study.ensemble("sm")
     if ensemble is None:
-        return not_finite(study.options.seeds, accuracy=np.nan)
+        names = ("accuracy", "pgd", "certified", "certified_sharper", "distance")
+        return not_finite(study.options.seeds, **dict.fromkeys(names, np.nan))
     images, labels = study.attacked()
     found = ensemble.each(_measure, images, labels, np.float32(point["lam"]))
     found = {name: np.asarray(values) for name, values in found.items()}
@@ -133,6 +134,8 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
 
 
 def verdict(rows: Sequence[Row]) -> str:
+    if not any(row.get("finite", 1) for row in rows):
+        return "The loss of the SM did not stay finite: there is nothing to transfer."
     lams, accuracy, *_ = curve(rows, "lam", "accuracy")
     kept = curve(rows, "lam", "pgd")[1]
     zero = int(np.flatnonzero(lams == 0)[0])

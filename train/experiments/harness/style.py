@@ -80,9 +80,9 @@ def points(difference: Difference) -> str:
 
 def paired(differences: Sequence[Difference]) -> str:
     """The sentence that says what the brackets of `points` are; "" without any."""
-    if not differences:
+    seeds = sorted({difference.seeds for difference in differences} - {0})
+    if not seeds:
         return ""
-    seeds = sorted({difference.seeds for difference in differences})
     few = ", which with so few seeds is little more than their range"
     return (
         f" Differences are means over {' or '.join(map(str, seeds))} seeds, taken "
