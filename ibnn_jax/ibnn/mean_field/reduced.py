@@ -21,7 +21,7 @@ from ibnn_jax.ibnn.mean_field import point_system
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
-# Least slope Y' that is believed; below the uniqueness bound it is at least 1 - lam p
+# Least slope Y' that is believed past the uniqueness bound; below it is 1 - lam p
 FLAT = 1e-2
 
 
@@ -37,6 +37,7 @@ class Points(NamedTuple):
     g2: Float[Array, "G m+1"]
     y1: Float[Array, "G m+1"]
     y2: Float[Array, "G m+1"]
+    flat: Float[Array, "G 1"]  # where T jumps, Y' is no more than this
     missed: Float[Array, "G"]  # of G, by the quadrature; an estimate
 
     @property
@@ -59,7 +60,7 @@ class Points(NamedTuple):
         first, second = f1 * t1, (f2 - f1 * self.y2 * t1) * t1**2
         # Past the uniqueness bound T jumps: its derivatives say nothing there,
         # differences do.
-        jump = self.y1 <= FLAT
+        jump = self.y1 <= self.flat
         across = jnp.gradient(f, axis=-1) / self.cells.width  # pyright: ignore
         return f, jnp.where(jump, across, first), jnp.where(jump, 0, second)
 
@@ -193,8 +194,12 @@ def _points_of(prepared: Prepared, cells: Cells, quadrature: Quadrature, z) -> P
     inputs = (z, t, p, quadrature.weights, quartic)
     g, g1, g2, quartic = prepared.on_points(point_system.read, *inputs)
     g = bias_of(prepared.problem, cells.nodes - t, g)
-    y1 = jnp.maximum(1 + lam * g1, FLAT)
-    return Points(cells, quadrature, z, g, g1, g2, y1, lam * g2, quartic.max(-1) / 12)
+    # Half of what is possible below the bound, for rounding.
+    least = jnp.minimum(0.5 * (1 - lam * p), FLAT)
+    flat = jnp.where(prepared.problem.unique[:, None], least, FLAT)
+    y1, y2 = jnp.maximum(1 + lam * g1, flat), lam * g2
+    missed = quartic.max(-1) / 12
+    return Points(cells, quadrature, z, g, g1, g2, y1, y2, flat, missed)
 
 
 def bias_of(problem: IBNNProblem, shift, bias):

@@ -428,3 +428,28 @@ def test_steep_groups_in_float32_are_solved_and_say_how_well(n, kind):
         bias = np.tanh(p * (z[k][None, :] - z[k][:, None])).mean(1)
         residual = abs(y[k] - lam * bias - z[k]).max()
         assert residual < 1.5 * told[k] and residual < allowed[k]
+
+
+@pytest.mark.parametrize("kind", ["constant", "apart"])
+@pytest.mark.parametrize("share", [0.99, 0.999])
+def test_gradients_right_below_the_bound(kind, share):
+    """There Y' is as small as 1 - lam p, and T is no jump."""
+    p, n = 100.0, 129
+    y = np.zeros((1, n)) if kind == "constant" else 0.03 * np.eye(1, n)
+    y, v = jnp.asarray(y), np.random.default_rng(0).normal(size=(1, n))
+
+    def gradient(solver):
+        def loss(y):
+            z = ib.implicit_bias(y, share / p, p, ib.Uniform((-1,)), solver=solver)
+            return (v * z).sum()
+
+        return jax.grad(loss)(y)
+
+    error = jnp.linalg.norm(gradient(ib.MeanField()) - gradient(ib.Newton()))
+    assert error < 0.01 * jnp.linalg.norm(gradient(ib.Newton()))
+
+
+def test_outliers_under_a_strong_lam_outlast_a_rising_residual():
+    shares = (np.arange(200) + 0.5) / 200
+    y = jnp.asarray(10 * np.tan(np.pi * (shares - 0.5)))[None]  # quantiles of Cauchy
+    assert ib.solve(y, -50.0, 100.0, ib.Uniform((-1,))).stats.converged.all()
