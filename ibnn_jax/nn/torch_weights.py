@@ -11,6 +11,7 @@ What differs there, and is turned around here:
 Kernels of even size are padded by less on the left and at the top in both.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,7 +47,8 @@ def from_torch_state_dict(
     Arrays are told apart by shape and by the names that torch gives those of batch
     norm, not by the names of layers: four axes are a convolution and the vector next to
     it its b, two axes are the head, a scalar is lam, and the four arrays beside a
-    running_mean are a batch norm. Layers are numbered in the order of the dict.
+    running_mean are a batch norm. Layers are numbered by the numbers in their names,
+    and in the order of the dict.
 
     Args:
         state_dict: names -> torch tensors or numpy arrays.
@@ -64,7 +66,9 @@ def from_torch_state_dict(
         state = torch.load("ucn.pt", weights_only=True)
         model = ibnn_jax.from_torch_state_dict(state, (28, 28, 1))
     """
-    layers = _sort({name: _array(value) for name, value in state_dict.items()})
+    # By the numbers in their names: safetensors keeps no order of its own.
+    named = sorted(state_dict.items(), key=lambda item: _numbers(item[0]))
+    layers = _sort({name: _array(value) for name, value in named})
     _check(layers, image_shape)
     height, width, _ = image_shape
     channels, _, side, _ = layers.kernels[0].shape
@@ -98,6 +102,10 @@ def _lam_variables(model: Any) -> list[nnx.Variable]:
     return [block.implicit.lam for block in model.blocks if block.implicit is not None]
 
 
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
 def _array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
@@ -113,7 +121,8 @@ def _sort(arrays: dict[str, np.ndarray]) -> _Layers:
         ValueError: an array of no known kind, or no head or not one.
     """
     norms, rest = _split_norms(arrays)
-    kernels, biases, lams, heads = [], [], [], {}
+    kernels, biases, lams = [], [], []
+    heads = {k.rpartition(".")[0]: [v] for k, v in rest.items() if v.ndim == 2}
     for name, value in rest.items():
         owner = name.rpartition(".")[0]
         if value.size == 1 and (value.ndim == 0 or "lam" in name.lower()):
@@ -121,7 +130,7 @@ def _sort(arrays: dict[str, np.ndarray]) -> _Layers:
         elif value.ndim == 4:
             kernels.append(value)
         elif value.ndim == 2:
-            heads[owner] = [value]
+            continue
         elif value.ndim == 1 and len(heads.get(owner, ())) == 1:
             heads[owner].append(value)
         elif value.ndim in (1, 3) and value.size == len(value):
@@ -133,7 +142,7 @@ def _sort(arrays: dict[str, np.ndarray]) -> _Layers:
             )
     if [len(head) for head in heads.values()] != [2]:
         raise ValueError(
-            "a UCN has one head, a weight of 2 axes followed by its bias; got "
+            "a UCN has one head, a weight of 2 axes and its bias; got "
             f"{len(heads)} weights of 2 axes, named {list(heads)}"
         )
     (head,) = heads.values()

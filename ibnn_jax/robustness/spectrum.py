@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ibnn_jax.core.options import real_array
-from ibnn_jax.ibnn.couplings import Coupling
+from ibnn_jax.ibnn.couplings import Coupling, check_coupling
 from ibnn_jax.ibnn.layout import bind
 from ibnn_jax.ibnn.sharding import over_mesh
 from ibnn_jax.ibnn.solve import solve_adjoint
@@ -70,6 +70,13 @@ def gain(
     Raises:
         ValueError: as `ibnn_jax.solve_adjoint`.
     """
+    z, direction = real_array("z", z), real_array("direction", direction)
+    check_coupling(coupling)
+    axes = coupling.coupled_axes(z.ndim)
+    # Its length does not matter, but its square may not be a number.
+    largest = jnp.abs(direction).max(axes, keepdims=True)
+    direction = direction / jnp.where(largest > 0, largest, 1)
     stretched = solve_adjoint(z, direction, lam, p, coupling).value
-    axes = coupling.coupled_axes(jnp.ndim(z))
-    return jnp.sqrt((stretched**2).sum(axes) / (direction**2).sum(axes))
+    wide = jnp.promote_types(direction.dtype, jnp.float32)
+    squares = [(d.astype(wide) ** 2).sum(axes) for d in (stretched, direction)]
+    return jnp.sqrt(squares[0] / squares[1])

@@ -141,3 +141,14 @@ def test_what_is_no_ucn_is_refused(change, message):
     state = {k: v for k, v in (state_dict(2, -0.1) | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
         ib.from_torch_state_dict(state, (H, W, INPUTS))
+
+
+def test_the_order_of_the_dict_does_not_matter_where_names_have_numbers():
+    """safetensors gives arrays back in an order of its own."""
+    state = state_dict(2, -0.1, 3)
+    images = np.random.default_rng(1).uniform(size=(3, H, W, INPUTS))
+    orders = state, dict(sorted(state.items())), dict(sorted(state.items())[::-1])
+    models = [ib.from_torch_state_dict(each, (H, W, INPUTS)) for each in orders]
+    first, *others = [model(jnp.asarray(images, jnp.float32)) for model in models]
+    for found in others:
+        np.testing.assert_array_equal(found, first)

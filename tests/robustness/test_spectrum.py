@@ -64,3 +64,13 @@ def test_the_spectrum_under_strict_promotion():
     with strict_dtypes, jax.numpy_rank_promotion("raise"):
         found = robustness.gain_spectrum(z, -0.5, 10.0, ib.Uniform((-1,)))
     assert found.shape == (2, 5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("length", [1.0, 1e-4, 200.0, 1e-25, 1e19])
+def test_the_length_of_the_direction_does_not_matter(dtype, length):
+    if not 0 < float(dtype(length)) < np.inf:
+        pytest.skip("no such number")
+    z, direction = jnp.array([0.1, 0.3, -0.2], dtype), jnp.array([1, 2, 0], dtype)
+    found = robustness.gain(z, dtype(length) * direction, -0.5, 3.0, ib.Uniform((-1,)))
+    np.testing.assert_allclose(found, 0.8856, rtol=2e-3)
