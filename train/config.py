@@ -427,17 +427,9 @@ class Config:
         ]
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
 
-    def explained(self, names: list[str], there: "Config") -> str:
-        """What the options of these names are, there and here."""
-        return "; ".join(
-            f"{name} is {getattr(there, name)!r} there and {getattr(self, name)!r} here"
-            for name in names
-        )
-
     def compiled_part(self) -> "Config":
-        """This config with its default in every field that compiled code ignores.
-
-        Runs that agree in it share their compiled functions.
+        """This config, with defaults where compiled code ignores what it says: equal
+        for runs that share their compiled functions.
         """
         values = {
             field.name: getattr(self, field.name)

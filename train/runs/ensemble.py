@@ -15,7 +15,7 @@ from train.engine import loop
 from train.engine import program as programs
 from train.runs import checkpoint
 from train.runs.files import read_json
-from train.runs.folder import read_config
+from train.runs.folder import differing, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load(config: Config, dataset: Dataset) -> Ensemble:
     if names:
         raise ValueError(
             f"{config.out} holds a run with other options: "
-            f"{config.explained(names, stored)}"
+            f"{differing(names, config, stored)}"
         )
     has_validation = dataset.has_validation
     return _load(config, dataset.image_shape, dataset.classes, has_validation)

@@ -101,7 +101,7 @@ class RunFolder:
         if names and self.trained():
             raise ValueError(
                 f"{self.path} holds a run with other options: "
-                f"{self.config.explained(names, old)}. Give another folder by --out, "
+                f"{differing(names, self.config, old)}. Give another folder by --out, "
                 "or the same options to resume it"
             )
 
@@ -187,6 +187,14 @@ def _seconds(model: str, snapshot: "Snapshot", epoch: int) -> str:
     seconds = round(float(snapshot.seconds[epoch]), 4)
     line = {"model": model, "epoch": epoch + 1, "seconds": seconds}
     return json.dumps(line) + "\n"
+
+
+def differing(names: list[str], here: Config, there: Config) -> str:
+    """What the options of these names are, there and here."""
+    return "; ".join(
+        f"{name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here"
+        for name in names
+    )
 
 
 def read_config(folder: str | Path) -> Config:
