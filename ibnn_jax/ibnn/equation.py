@@ -112,7 +112,7 @@ class IBNNProblem(AbstractProblem):
         """Whether rounding z by `lost` changes the residual by no more than matters:
         by the tolerance, or a thousandth of the range of y where that is more.
 
-        It does where y has so large a common offset that the dtype cannot hold the
+        False where y has so large a common offset that the dtype cannot hold the
         differences beside it.
         """
         tol = max(tol, 4 * float(jnp.finfo(self.y.dtype).eps))
@@ -155,13 +155,15 @@ class IBNNProblem(AbstractProblem):
         centre = 0.5 * bottom + 0.5 * top
         return Span(centre, jnp.maximum(top - centre, centre - bottom))
 
-    def centred(self) -> tuple["IBNNProblem", Float[Array, "G 1"]]:
+    def centred(
+        self, span: Span | None = None
+    ) -> tuple["IBNNProblem", Float[Array, "G 1"]]:
         """The equation knows differences only, and small numbers round less.
 
         Around the mean, about which a strong lam < 0 gathers z: the middle of the range
-        lies far from that where there are outliers.
+        lies far from that where there are outliers. span: of y, if known.
         """
-        centre = self.span().centre
+        centre = (span or self.span()).centre
         mean = (self.y - centre).mean(-1, keepdims=True)
         centre += jax.lax.stop_gradient(mean)
         return replace(self, y=self.y - centre), centre

@@ -21,8 +21,9 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     Points,
     Prepared,
     bias_of,
-    rounding_of,
+    half_ulp,
     solve_with_cells,
+    strong,
     threshold_of,
     threshold_unrounded,
 )
@@ -75,14 +76,17 @@ class Forward:
                 state,
             )
         attempt = state.attempt
+        # y - lam B is y for lam = 0, but rounds as y does, beside which a strong lam
+        # makes z small.
+        z = problem.y - problem.lam * attempt.bias
+        z = jnp.where(strong(problem), attempt.z, z)
         # Rounding is judged by `resolves`; what is said of the residual includes it.
-        lost = attempt.lost
-        ran = Run(attempt.z, attempt.residual + lost, attempt.steps, None)
-        threshold += lost
+        ran = Run(z, attempt.residual + attempt.lost, attempt.steps, None)
+        threshold += attempt.lost
         # Equal neurons are returned as they are, others to half an epsilon.
         largest = jnp.abs(self.prepared.span.centre) + self.prepared.span.radius
         apart = self.prepared.span.radius > 0
-        rounded = jnp.where(apart, rounding_of(largest), 0)[:, 0]
+        rounded = jnp.where(apart, half_ulp(largest), 0)[:, 0]
         resolved = problem.resolves(rounded, self.settings.tol, self.prepared.span)
         solution = package(problem, self.valid, ran, threshold, resolved)
         return solution, Residuals(attempt, points, state.later, state.served_by, index)
@@ -194,7 +198,7 @@ class Forward:
         rounded = z - centre
         bias = problem.op.bias(rounded, problem.p)
         residual = jnp.abs(problem.y - problem.lam * bias - rounded)
-        residual += 2 * rounding_of(problem.y)
+        residual += 2 * half_ulp(problem.y)
         return attempt._replace(
             z=z,
             bias=bias_of(problem, problem.y - rounded, bias),

@@ -13,7 +13,7 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     Prepared,
     bias_of,
     rounding,
-    rounding_of,
+    half_ulp,
 )
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves
@@ -72,9 +72,10 @@ def attempt(
             left=left,
         )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
-        # Not y - lam B, which rounds as y does, where strong lam make z much smaller.
         z = level + solved.x / p
-        lost = 2 * rounding_of(radius) + rounding_of(z) * (2 / solved.slope - 1)
+        # Of z and of its neighbours' z, each times |q d| = |1 / s - 1|, and z itself.
+        felt = 1 + 2 * jnp.abs(1 / solved.slope - 1)
+        lost = 2 * half_ulp(radius) + half_ulp(z) * felt
         now = Attempt(
             z,
             bias,
@@ -88,7 +89,7 @@ def attempt(
         return now, solved.done[:, 0]
 
     y, _ = scaled(problem, span)
-    level = span.centre + (problem.y - span.centre).mean(-1, keepdims=True)
+    _, level = problem.centred(span)
     operands = (y, level, problem.lam, problem.p, span.radius, threshold)
     return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 

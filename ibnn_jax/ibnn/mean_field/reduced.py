@@ -208,8 +208,12 @@ def bias_of(problem: IBNNProblem, shift, bias):
     z = y - lam B then gives z back, where B(z) would add lam times its error.
     """
     lam = problem.lam
-    large = jnp.abs(lam) * problem.p > 1
-    return jnp.where(large, shift / jnp.where(lam == 0, 1, lam), bias)
+    return jnp.where(strong(problem), shift / jnp.where(lam == 0, 1, lam), bias)
+
+
+def strong(problem: IBNNProblem) -> Bool[Array, "G 1"]:
+    """Where lam multiplies errors of B: |lam| p > 1."""
+    return jnp.abs(problem.lam) * problem.p > 1
 
 
 def _error(
@@ -258,12 +262,8 @@ def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array
     return 8 * float(jnp.finfo(radius.dtype).eps) * steep * radius
 
 
-def rounding_of(z: Float[Array, "G n"]) -> Float[Array, "G n"]:
-    """By how much z may miss the number that it stands for.
-
-    What that makes of the residual is as much, times 1 + |lam| d by its own, and
-    |lam| d by its neighbours', d the slope that it feels.
-    """
+def half_ulp(z: Float[Array, "G n"]) -> Float[Array, "G n"]:
+    """By how much a rounded z may differ from the number it stands for."""
     return 0.5 * float(jnp.finfo(z.dtype).eps) * jnp.abs(z)
 
 
