@@ -280,6 +280,10 @@ def test_it_is_refused_in_one_line(call, says):
     assert "\n" not in message and 10 < len(message) < 300
 
 
+def test_the_table_has_at_least_a_hundred():
+    assert len(CALLS) >= 100
+
+
 def test_a_second_derivative_names_the_adjoint_that_has_one():
     y = jnp.asarray(Y[0])
 

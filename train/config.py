@@ -21,6 +21,7 @@ from train.options import (
     SHARE,
     check_field,
     did_you_mean,
+    names_of,
     option,
 )
 
@@ -394,11 +395,8 @@ class Config:
 
     def name(self) -> str:
         """A name made from the options that change the results."""
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.metadata["changes_results"]
-        }
+        names = names_of(self, changes_results=True)
+        values = {name: getattr(self, name) for name in names}
         text = json.dumps(values, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         size = f"{self.layers}x{self.channels}"
@@ -416,26 +414,17 @@ class Config:
 
         between: "runs", one of which resumes the other, or "processes" of one run.
         """
-        fields = [
-            field.name
-            for field in dataclasses.fields(self)
-            if (
-                field.metadata["changes_results"]
-                if between == "runs"
-                else not field.metadata["per_process"]
-            )
-        ]
-        return [name for name in fields if getattr(self, name) != getattr(other, name)]
+        agree = {"runs": {"changes_results": True}, "processes": {"per_process": False}}
+        names = names_of(self, **agree[between])
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     def compiled_part(self) -> "Config":
-        """This config, with defaults where compiled code ignores what it says: equal
-        for runs that share their compiled functions.
+        """This config with its default in every field that compiled code ignores.
+
+        Runs that agree in it share their compiled functions.
         """
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.metadata["compiled"]
-        }
+        names = names_of(self, compiled=True)
+        values = {name: getattr(self, name) for name in names}
         # A dataset on which every window fits; its name is not compiled.
         return dataclasses.replace(Config(dataset="any.npz"), **values)
 

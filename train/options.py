@@ -30,6 +30,15 @@ A_SEED = Limit("in 0..2^32 - 1", lambda v: 0 <= v < SEEDS)
 NOT_EMPTY = Limit("a name, and not empty", lambda v: v.strip() != "")
 
 
+def names_of(options: typing.Any, **metadata: typing.Any) -> list[str]:
+    """The options of a dataclass whose metadata have these values."""
+    return [
+        field.name
+        for field in dataclasses.fields(options)
+        if all(field.metadata[key] == value for key, value in metadata.items())
+    ]
+
+
 def option(
     group: str,
     default,

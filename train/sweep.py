@@ -1,6 +1,5 @@
 """Runs from a file of options: one, or the product of the options that are lists."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -8,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 from train.config import GROUPS, Config
+from train.options import names_of
 from train.runs.files import read_json
 
 
@@ -74,11 +74,7 @@ def expand(values: dict) -> list[Config]:
 
 def _digest(values: dict) -> str:
     """Of the options that change results: the others find the same folder again."""
-    ignored = {
-        field.name
-        for field in dataclasses.fields(Config)
-        if not field.metadata["changes_results"]
-    }
+    ignored = names_of(Config, changes_results=False)
     kept = {name: value for name, value in values.items() if name not in ignored}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -32,7 +32,8 @@ from ibnn_jax.ibnn.pairwise import (
 )
 from ibnn_jax.ibnn.sigmas import Sigma
 
-# Of a w that cannot be refused, over its largest entry; gradients err by about as much
+# Largest |w - w^T|, over the largest entry, of a w that cannot be refused: gradients,
+# which take w for symmetric, err by about as much
 ASYMMETRY = 1e-3
 
 
@@ -276,16 +277,16 @@ def _check_axes(axes: tuple[int, ...], ndim: int, owner: str) -> tuple[int, ...]
 
 
 def _nan_if_invalid(w: Array | np.ndarray) -> Array:
-    """w; NaN where it is so far from symmetric that gradients, which take it for that,
-    would be wrong, or as far below 0. Differences of single entries pass.
+    """w, or NaN where it is not symmetric or has negative entries.
+
+    Up to `ASYMMETRY`, so that single entries may be moved for differences.
     """
     w = real_array("w", w)
     w = w if jnp.issubdtype(w.dtype, jnp.floating) else w.astype(float)
-    far = jnp.maximum(jnp.abs(w - w.T).max(), -w.min())
-    # As a factor, so that gradients are NaN too.
-    return w * jnp.where(far <= ASYMMETRY * jnp.abs(w).max(), 1, jnp.nan).astype(
-        w.dtype
-    )
+    largest = jnp.abs(w).max()
+    wrong = jnp.maximum(jnp.abs(w - w.T).max(), -w.min())
+    factor = jnp.where(wrong <= ASYMMETRY * largest, 1, jnp.nan)
+    return w * factor.astype(w.dtype)  # so gradients are NaN too
 
 
 def _checked_weights(w) -> np.ndarray:

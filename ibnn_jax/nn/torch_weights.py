@@ -47,8 +47,8 @@ def from_torch_state_dict(
     Arrays are told apart by shape and by the names that torch gives those of batch
     norm, not by the names of layers: four axes are a convolution and the vector next to
     it its b, two axes are the head, a scalar is lam, and the four arrays beside a
-    running_mean are a batch norm. Layers are numbered by the numbers in their names,
-    and in the order of the dict.
+    running_mean are a batch norm. Layers are in the order of the numbers in their
+    names, else of the dict.
 
     Args:
         state_dict: names -> torch tensors or numpy arrays.
@@ -121,16 +121,16 @@ def _sort(arrays: dict[str, np.ndarray]) -> _Layers:
         ValueError: an array of no known kind, or no head or not one.
     """
     norms, rest = _split_norms(arrays)
-    kernels, biases, lams = [], [], []
-    heads = {k.rpartition(".")[0]: [v] for k, v in rest.items() if v.ndim == 2}
-    for name, value in rest.items():
+    kernels, biases, lams, heads = [], [], [], {}
+    # A head's weight before its bias, which is told by it.
+    for name, value in sorted(rest.items(), key=lambda item: item[1].ndim != 2):
         owner = name.rpartition(".")[0]
         if value.size == 1 and (value.ndim == 0 or "lam" in name.lower()):
             lams.append(float(value.reshape(())))
         elif value.ndim == 4:
             kernels.append(value)
         elif value.ndim == 2:
-            continue
+            heads[owner] = [value]
         elif value.ndim == 1 and len(heads.get(owner, ())) == 1:
             heads[owner].append(value)
         elif value.ndim in (1, 3) and value.size == len(value):

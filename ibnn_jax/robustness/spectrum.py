@@ -73,7 +73,7 @@ def gain(
     z, direction = real_array("z", z), real_array("direction", direction)
     check_coupling(coupling)
     axes = coupling.coupled_axes(z.ndim)
-    # Its length does not matter, but its square may not be a number.
+    # Its length does not matter, and its square might overflow.
     largest = jnp.abs(direction).max(axes, keepdims=True)
     direction = direction / jnp.where(largest > 0, largest, 1)
     stretched = solve_adjoint(z, direction, lam, p, coupling).value

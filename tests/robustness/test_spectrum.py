@@ -66,11 +66,16 @@ def test_the_spectrum_under_strict_promotion():
     assert found.shape == (2, 5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
-@pytest.mark.parametrize("length", [1.0, 1e-4, 200.0, 1e-25, 1e19])
+LENGTHS = {
+    jnp.float16: (1.0, 1e-4, 200.0),
+    jnp.float32: (1.0, 1e-4, 200.0, 1e-25, 1e19),
+}
+
+
+@pytest.mark.parametrize(
+    "dtype, length", [(dtype, x) for dtype, each in LENGTHS.items() for x in each]
+)
 def test_the_length_of_the_direction_does_not_matter(dtype, length):
-    if not 0 < float(dtype(length)) < np.inf:
-        pytest.skip("no such number")
     z, direction = jnp.array([0.1, 0.3, -0.2], dtype), jnp.array([1, 2, 0], dtype)
     found = robustness.gain(z, dtype(length) * direction, -0.5, 3.0, ib.Uniform((-1,)))
     np.testing.assert_allclose(found, 0.8856, rtol=2e-3)

@@ -107,8 +107,11 @@ def test_runs_together(tmp_path, fake_run):
     runs = folders.read_all(paths)
     assert list(runs) == ["sm (a)", "ibnn (a)", "sm (b)", "ibnn (b)"]
     # Each model beside the standard one of its own run.
-    shown = summary.show(paths)
-    assert "ibnn (a) - sm (a), paired" in shown and "ibnn (b) - sm (b), paired" in shown
+    shown = summary.show(paths).splitlines()
+    assert [line.split(",")[0] for line in shown if "paired by seed" in line] == [
+        "ibnn (a) - sm (a)",
+        "ibnn (b) - sm (b)",
+    ]
     other = fake_run(tmp_path / "c", models=("ibnn",))
     assert list(folders.read_all([other])) == ["ibnn"]
 

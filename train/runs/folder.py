@@ -308,6 +308,7 @@ class Trained(NamedTuple):
     folder: Path
     model: str
     history: History
+    config: Config | None  # None where no file tells, or one of another version
 
 
 def read_all(folders: Iterable[str | Path]) -> dict[str, Trained]:
@@ -317,11 +318,18 @@ def read_all(folders: Iterable[str | Path]) -> dict[str, Trained]:
     """
     runs = {Path(folder): read(folder) for folder in folders}
     models = [model for run in runs.values() for model in run]
-    return {
-        (model if models.count(model) == 1 else f"{model} ({folder.name})"): Trained(
-            folder, model, history
-        )
-        for folder, run in runs.items()
-        for model, history in run.items()
-        if history["test_accuracy"].shape[1]
-    }
+    trained = {}
+    for folder, run in runs.items():
+        config = _config_if_readable(folder)
+        for model, history in run.items():
+            name = model if models.count(model) == 1 else f"{model} ({folder.name})"
+            if history["test_accuracy"].shape[1]:
+                trained[name] = Trained(folder, model, history, config)
+    return trained
+
+
+def _config_if_readable(folder: Path) -> Config | None:
+    try:
+        return read_config(folder)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,17 +1,16 @@
 """The results of runs in numbers, and the table made of them, without JAX."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from train.config import OF_IMPLICIT_BIAS, Config
+from train.options import names_of
 from train.runs.folder import (
     History,
     Trained,
     read_all,
-    read_config,
     read_json,
     runs_in,
 )
@@ -29,6 +28,10 @@ def spread(values: np.ndarray) -> list[float]:
 def selection(history: History) -> str:
     """The part whose loss chose the weights: "val", or "test" where there is none."""
     return "val" if "val_loss" in history else "test"
+
+
+def _epochs(history: History) -> int:
+    return history["test_accuracy"].shape[1]
 
 
 def selected_accuracy(history: History) -> np.ndarray:
@@ -70,33 +73,19 @@ def summarize(
 
 def standard_beside(name: str, runs: dict[str, Trained]) -> str | None:
     """The standard model of the same run, else the first one that was trained alike."""
-    folder = runs[name].folder
-    standard = [other for other in runs if runs[other].model == "sm"]
-    own = [other for other in standard if runs[other].folder == folder]
-    alike = [other for other in standard if _alike(folder, runs[other].folder)]
+    ours = runs[name]
+    standard = {other: run for other, run in runs.items() if run.model == "sm"}
+    own = [other for other, run in standard.items() if run.folder == ours.folder]
+    alike = [o for o, run in standard.items() if _alike(ours.config, run.config)]
     return next(iter(own + alike), None)
 
 
-def _alike(ours: Path, theirs: Path) -> bool:
-    """Whether two runs differ in their network and in which seeds they have only."""
-    configs = [_config(folder) for folder in (ours, theirs)]
-    if None in configs:
+def _alike(ours: Config | None, theirs: Config | None) -> bool:
+    """Whether two runs differ only in their networks, and in which seeds they have."""
+    if ours is None or theirs is None:
         return False
-    names = set(configs[0].differences(configs[1]))
-    return names <= {"model", "seeds", "first_seed", *OF_IMPLICIT_BIAS, *_of_solver()}
-
-
-def _of_solver() -> list[str]:
-    fields = dataclasses.fields(Config)
-    return [field.name for field in fields if field.metadata["group"] == "solver"]
-
-
-def _config(folder: Path) -> Config | None:
-    """The options of a run; None where no file tells, or one of another version."""
-    try:
-        return read_config(folder)
-    except (FileNotFoundError, ValueError):
-        return None
+    of_network = {"model", *OF_IMPLICIT_BIAS, *names_of(Config, group="solver")}
+    return set(ours.differences(theirs)) <= of_network | {"seeds", "first_seed"}
 
 
 def _result(history: History) -> dict:
@@ -192,9 +181,10 @@ def comparisons(runs: dict[str, History], standards: Standards) -> list[str]:
         standard = standards[name]
         if standard is None or name.split()[0] == "sm":
             continue
-        epochs = [h["test_accuracy"].shape[1] for h in (history, runs[standard])]
+        if _epochs(history) != _epochs(runs[standard]):
+            continue
         paired = paired_difference(history, runs[standard])
-        if paired is None or epochs[0] != epochs[1]:
+        if paired is None:
             continue
         line = (
             f"{name} - {standard}, paired by seed: {100 * paired['mean']:+.2f} points"
@@ -231,7 +221,7 @@ def table(results: dict[str, dict], parameters: dict[str, int] | None = None) ->
     ]
     rows = [columns]
     for name, result in results.items():
-        count = (parameters or {}).get(name.split()[0].strip(","), "-")
+        count = (parameters or {}).get(name, "-")
         best = [_percent(result["accuracy_best"])] if by_test else []
         proved = (
             _percent(result["certified_last"]) if "certified_last" in result else "-"
@@ -319,17 +309,17 @@ def show(folders: Iterable[str | Path]) -> str:
             parameters |= values.get("parameters", {})
     runs = {name: each.history for name, each in trained.items()}
     standards = {name: standard_beside(name, trained) for name in trained}
-    results = {
-        name + _unfinished(trained[name]): result
-        for name, result in summarize(runs, standards).items()
-    }
+    rows, counts = {}, {}
+    for name, result in summarize(runs, standards).items():
+        row = name + _unfinished(trained[name])
+        rows[row], counts[row] = result, parameters.get(trained[name].model, "-")
     compared = comparisons(runs, standards)
-    return "\n".join([table(results, parameters), *compared, footnote(results)])
+    return "\n".join([table(rows, counts), *compared, footnote(rows)])
 
 
-def _unfinished(trained: Trained) -> str:
+def _unfinished(run: Trained) -> str:
     """What is said beside the name of a model that is not trained to its end."""
-    config, done = _config(trained.folder), trained.history["test_accuracy"].shape[1]
-    if config is None or done >= config.epochs:
+    done = _epochs(run.history)
+    if run.config is None or done >= run.config.epochs:
         return ""
-    return f", {done} of {config.epochs} epochs"
+    return f", {done} of {run.config.epochs} epochs"
