@@ -193,7 +193,7 @@ class Forward:
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=PAIRS_TOL)
         ran = run(newton, problem, start, threshold, self.settings.max_steps)
-        # That of the z returned, which the centre rounds.
+        # The residual of the z that is returned, which adding the centre rounds.
         z = ran.z + centre
         rounded = z - centre
         bias = problem.op.bias(rounded, problem.p)

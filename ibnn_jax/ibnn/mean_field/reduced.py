@@ -102,7 +102,7 @@ def threshold_unrounded(
 
 
 class Prepared(NamedTuple):
-    """A problem ready to be reduced, and how that is computed."""
+    """A problem ready to be reduced, and how its points and cells are computed."""
 
     problem: IBNNProblem  # sanitised
     span: Span  # of y
