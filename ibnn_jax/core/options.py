@@ -33,7 +33,7 @@ def check_steps(name: str, steps) -> int | None:
 
 def check_count(name: str, count, otherwise: str = "", least: int = 1) -> int:
     """count as an int; ValueError where it is no whole number, or less than least."""
-    number = _plain(count)
+    number = python_number(count)
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"{name} must be a whole number{otherwise}; got {count!r}")
     if number < least:
@@ -43,7 +43,7 @@ def check_count(name: str, count, otherwise: str = "", least: int = 1) -> int:
 
 def check_number(name: str, number, otherwise: str = "") -> float:
     """number as a float; ValueError where it is no number, or NaN."""
-    plain = _plain(number)
+    plain = python_number(number)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise ValueError(f"{name} must be a number{otherwise}; got {number!r}")
     if math.isnan(plain):
@@ -53,7 +53,7 @@ def check_number(name: str, number, otherwise: str = "") -> float:
 
 def check_flag(name: str, flag) -> bool:
     """flag as a bool; ValueError where it is none."""
-    plain = _plain(flag)
+    plain = python_number(flag)
     if not isinstance(plain, bool):
         raise ValueError(f"{name} must be True or False; got {flag!r}")
     return plain
@@ -90,7 +90,7 @@ def is_known(value: Any) -> bool:
     )
 
 
-def _plain(number):
+def python_number(number):
     """A Python number from a concrete one of numpy or JAX; others as they are."""
     if isinstance(number, Tracer) or not hasattr(number, "item"):
         return number

@@ -75,8 +75,8 @@ class ConvolutionalFront(nnx.Module):
             )
         rows, columns, size = image_shape
         self.convolutions = nnx.List()
-        for wanted in channels:
-            check_count("channels", wanted)
+        for channel_count in channels:
+            wanted = check_count("channels", channel_count)
             rows, columns = rows // STRIDE - 1, columns // STRIDE - 1
             if min(rows, columns) < 1:
                 raise ValueError(

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
-from ibnn_jax.core.options import check_count, is_known, real_array
+from ibnn_jax.core.options import check_count, check_flag, is_known, real_array
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Dense, Uniform, symmetrised
@@ -56,7 +56,7 @@ class ImplicitBias(nnx.Module):
 
     Raises:
         ValueError: p <= 0, an unknown constraint, solver or adjoint, a lam of the wrong
-            shape, or no rngs to draw it from.
+            shape, no rngs to draw it from, or batched or lite is no flag.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class ImplicitBias(nnx.Module):
             )
         self._set_coupling(coupling, train_w)
         self.constraint = constraint
-        self.batched = batched
-        self.lite = lite
+        self.batched = check_flag("batched", batched)
+        self.lite = check_flag("lite", lite)
         self.solver = solver
         self.adjoint = adjoint
         self.tol = tol

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from ibnn_jax.core.adjoint import AbstractAdjoint
+from ibnn_jax.core.options import check_count
 from ibnn_jax.core.solution import Stats
 from ibnn_jax.core.solver import AbstractSolver
 from ibnn_jax.ibnn.couplings import Coupling, Uniform
@@ -151,7 +153,8 @@ class IBNNConv(_Layer):
         rngs: random streams.
 
     Raises:
-        ValueError: as `ImplicitBias`; a coupling that reaches the batch axis.
+        ValueError: as `ImplicitBias`; a coupling that reaches the batch axis; a
+            kernel_size that is no size.
     """
 
     def __init__(
@@ -189,7 +192,8 @@ class IBNNConv(_Layer):
         max_steps: int | None = None,
         rngs: nnx.Rngs,
     ):
-        size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        sides: Any = kernel_size if np.ndim(kernel_size) else (kernel_size,)
+        size = tuple(check_count("kernel_size", side) for side in sides)
         self.affine = nnx.Conv(
             in_features,
             out_features,

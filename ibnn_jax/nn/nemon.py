@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ibnn_jax import nemon
 from ibnn_jax.core import AbstractAdjoint, AbstractSolver, Stats
 from ibnn_jax.core.batching import full_precision
-from ibnn_jax.core.options import check_count
+from ibnn_jax.core.options import check_count, python_number
 from ibnn_jax.nemon.equation import bind
 from ibnn_jax.nemon.matrices import AbstractMatrix
 from ibnn_jax.nemon.solve import check_options, differentiable, unflatten
@@ -173,7 +173,7 @@ class NEMON(DenseEquilibrium):
         super().__init__(in_features, features, rngs, **options)
         self.T = nnx.Param(normal(rngs, (features, features), 1 / features))
         self.log_eta = nnx.Param(jnp.zeros(features, jnp.float32))
-        self.gamma = gamma
+        self.gamma = python_number(gamma)
 
     @property
     def eta(self):
@@ -227,7 +227,7 @@ class NEMONConv(Equilibrium):
         check_gamma(gamma)
         one_tap = jnp.zeros((1, 1, 1, 1), jnp.float32)
         super().__init__(nemon.Convolution(one_tap, (1, 1)), **options)
-        _check_sizes(in_features=in_features, features=features, strides=strides)
+        _check_sizes(in_features=in_features, features=features)
         if np.shape(kernel_size) != (2,):
             raise ValueError(
                 f"kernel_size must be (rows, columns), e.g. (3, 3); got {kernel_size!r}"
@@ -240,7 +240,7 @@ class NEMONConv(Equilibrium):
         self.log_eta = nnx.Param(jnp.zeros(features, jnp.float32))
         self.B = nnx.Param(normal(rngs, outside, (taps * in_features) ** -0.5))
         self.b = nnx.Param(jnp.zeros(features, jnp.float32))
-        self.gamma, self.strides = gamma, strides
+        self.gamma, self.strides = python_number(gamma), check_count("strides", strides)
 
     @property
     def eta(self):

@@ -2,7 +2,8 @@
 
 A class marked by `saveable` keeps this recipe as a string, which is static and equal
 for modules that are built alike. Arrays among the arguments are initial values: their
-shape is written, and what they have become is a matter of the weights.
+shape is written, and what they have become is a matter of the weights. An array that is
+one number is written with it.
 """
 
 import copyreg
@@ -191,9 +192,10 @@ def encode(value: Any) -> Any:
 def _encode_array(value: jax.Array | np.ndarray) -> Any:
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return {"keys": list(value.shape)}  # any will do, as for Rngs
+    array = {"array": list(value.shape), "dtype": str(value.dtype)}
     if value.ndim == 0 and not isinstance(value, Tracer):
-        return encode(value.item())
-    return {"array": list(value.shape), "dtype": str(value.dtype)}
+        return array | {"number": encode(value.item())}
+    return array
 
 
 def _encode_object(value: Any) -> Any:
@@ -259,7 +261,7 @@ def _name(value: Any) -> str | None:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`; arrays are zeros.
+    """The inverse of `encode`; arrays of axes are zeros.
 
     Raises:
         ValueError: a name that is not known here, or arguments that do not fit it.
@@ -284,7 +286,8 @@ def decode(value: Any) -> Any:
     if "rngs" in value:
         return nnx.Rngs(value["rngs"])
     if "array" in value:
-        return np.zeros(value["array"], jnp.dtype(value["dtype"]))
+        number = value.get("number", 0)
+        return np.full(value["array"], number, jnp.dtype(value["dtype"]))
     if "dtype" in value:
         return jnp.dtype(value["dtype"])
     return _find(value["name"])

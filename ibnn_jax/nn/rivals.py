@@ -38,7 +38,7 @@ class NormBounded(DenseEquilibrium):
         rngs: nnx.Rngs,
         **options,
     ):
-        check_between("bound", bound, 0, 1)
+        bound = check_between("bound", bound, 0, 1)
         super().__init__(in_features, features, rngs, **options)
         self.T = nnx.Param(normal(rngs, (features, features), 1 / features))
         self.bound = bound
@@ -84,7 +84,7 @@ class MON(DenseEquilibrium):
         rngs: nnx.Rngs,
         **options,
     ):
-        check_between("margin", margin, 0, math.inf)
+        margin = check_between("margin", margin, 0, math.inf)
         super().__init__(in_features, features, rngs, solver=solver, **options)
         std = (3 * features) ** -0.5
         self.W = nnx.Param(normal(rngs, (features, features), std))

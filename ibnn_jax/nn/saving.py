@@ -151,7 +151,14 @@ def _replaced(leaf: Any, value: np.ndarray) -> Any:
 
 def _check_unchanged(model: nnx.Module, recipe: Any) -> None:
     """Whether building the model anew gives this model, but for its weights."""
-    fresh = build(recipe)
+    try:
+        fresh = build(recipe)
+    except Exception as error:  # whatever the constructor raises
+        raise ValueError(
+            f"{type(model).__name__} cannot be saved: load would build it with zeros "
+            f"in arrays among its arguments, which fails: {error}. Give sizes as a "
+            "tuple of numbers, not as an array"
+        ) from error
     shapes = [
         {k: np.shape(_value(v)) for k, v in _leaves(m).items()} for m in (model, fresh)
     ]

@@ -123,11 +123,11 @@ class UCN(nnx.Module):
                 "image_shape must be (height, width, channels), all positive; "
                 f"got {image_shape}"
             )
-        check_count("layers", layers)
-        check_count("channels", channels)
-        check_count("classes", classes)
+        layers = check_count("layers", layers)
+        channels = check_count("channels", channels)
+        classes = check_count("classes", classes)
         if kernel_size is not None:
-            check_count("kernel_size", kernel_size)
+            kernel_size = check_count("kernel_size", kernel_size)
         if not (neuron is None or callable(neuron)) or isinstance(neuron, nnx.Module):
             raise ValueError(
                 "neuron makes a neuron, as partial(ibnn_jax.ImplicitBias, lam=-0.5) "

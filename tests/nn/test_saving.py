@@ -29,6 +29,13 @@ class FromKey(nnx.Module):
 
 
 @ib.saveable
+class Scaled(nnx.Module):
+    def __init__(self, scale):
+        assert scale > 0
+        self.scale = scale
+
+
+@ib.saveable
 class Residual(nnx.Module):
     """A user's own network, with what a constructor may take."""
 
@@ -105,6 +112,20 @@ NETWORKS = {
     "nemon": lambda: ib.NEMON(36, 5, gamma=-0.2, activation=jnp.tanh, **RNGS),
     "bfloat16": lambda: ib.IBNNLinear(36, 5, param_dtype=jnp.bfloat16, **RNGS),
     "nemon conv": lambda: ib.NEMONConv(1, 2, (3, 3), **RNGS),
+    "numbers as arrays": lambda: ib.NEMON(
+        np.array(36), jnp.array(5), gamma=jnp.float32(-0.2), tol=np.array(1e-3), **RNGS
+    ),
+    "a bound as an array": lambda: ib.NormBounded(36, 5, bound=jnp.array(0.5), **RNGS),
+    "a margin as an array": lambda: ib.MON(36, 5, margin=np.array(0.3), **RNGS),
+    "p and lam as arrays": lambda: ib.IBNNLinear(
+        36, 5, p=jnp.float32(4.0), lam=np.array(-0.1), **RNGS
+    ),
+    "sizes as arrays": lambda: ib.UCN(
+        (6, 6, 1), np.array(3), channels=np.array(2), kernel_size=jnp.array(2), **RNGS
+    ),
+    "filters as arrays": lambda: ib.IBNNConv(
+        1, 2, jnp.array(3), strides=2, lite=np.array(True), **RNGS
+    ),
     "monotone": lambda: ib.MON(36, 5, margin=0.3, **RNGS),
     "norm bounded": lambda: ib.NormBounded(36, 5, bound=0.5, **RNGS),
     "equilibrium": lambda: ib.EquilibriumClassifier(
@@ -160,6 +181,18 @@ def test_a_network_comes_back_as_it_was(make, tmp_path):
         assert (tmp_path / "net" / name).read_bytes() == (
             tmp_path / "again" / name
         ).read_bytes()
+
+
+def test_a_number_that_is_an_array_comes_back(tmp_path):
+    ib.save(Scaled(jnp.array(2.5, jnp.bfloat16)), tmp_path / "own")
+    found = ib.load(tmp_path / "own")
+    assert found.scale == 2.5 and found.scale.dtype == jnp.bfloat16
+    # Layers take numbers for what they are: constants under jit too.
+    conv = ib.NEMONConv(1, 2, (3, 3), gamma=jnp.array(0.5), strides=np.array(2), **RNGS)
+    assert (type(conv.gamma), type(conv.strides)) == (float, int)
+    maps = nnx.jit(lambda layer, x: layer(x))(conv, IMAGES)
+    ib.save(conv, tmp_path / "conv")
+    np.testing.assert_allclose(ib.load(tmp_path / "conv")(IMAGES), maps, atol=1e-5)
 
 
 def test_nothing_in_the_folder_is_code(tmp_path):
@@ -258,6 +291,10 @@ class Unknown(nnx.Module):
         (
             lambda: ib.UCN((6, 6, 1), 3, neuron=lambda rngs: nnx.Dropout(0), **RNGS),
             "its neuron, .*functools.partial",
+        ),
+        (
+            lambda: ib.UCN(np.array([6, 6, 1]), 3, **RNGS),
+            r"UCN cannot be saved: .*zeros .*got \[0 0 0\]\. Give sizes as a tuple",
         ),
     ],
 )
