@@ -300,5 +300,5 @@ def _convolve(x, kernel, strides):
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> Array:
-    """Initial values from N(0, std^2)."""
-    return std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    """Initial values from N(0, std^2), float32."""
+    return float(std) * jax.random.normal(rngs.params(), shape, jnp.float32)

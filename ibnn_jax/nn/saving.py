@@ -90,13 +90,13 @@ def save(model: nnx.Module, path: str | os.PathLike) -> None:
 def load(path: str | os.PathLike) -> nnx.Module:
     """The network that `save` wrote to a folder, in evaluation mode.
 
-    Its weights are as they were, on the default device; call model.train() to go on
-    training. Random streams start from seed 0.
+    Its weights are as they were, dtypes too, on the default device; call model.train()
+    to go on training. Random streams start from seed 0.
 
     Raises:
         FileNotFoundError: no folder, or not one of a saved network.
         ValueError: the folder is damaged, of a later version, or names a class that is
-            not known here.
+            not known here; it holds weights of 64 bits, and jax_enable_x64 is off.
     """
     path = Path(path).expanduser()
     structure, data = _read(path)
@@ -107,6 +107,8 @@ def load(path: str | os.PathLike) -> nnx.Module:
     _compare_shapes({k: v.shape for k, v in weights.items()}, shapes, f"{path} has")
     state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
     pairs = [(keys, _replaced(leaf, weights[_join(keys)])) for keys, leaf in state]
+    for keys, leaf in pairs:
+        _check_dtype(path, _join(keys), _value(leaf).dtype, weights[_join(keys)].dtype)
     nnx.update(model, nnx.from_flat_state(pairs))
     model.eval()
     return model
@@ -147,6 +149,16 @@ def _value(leaf: Any) -> Any:
 
 def _replaced(leaf: Any, value: np.ndarray) -> Any:
     return leaf.replace(jnp.asarray(value)) if isinstance(leaf, nnx.Variable) else value
+
+
+def _check_dtype(path: Path, name: str, dtype: np.dtype, saved: np.dtype) -> None:
+    """Whether the weight is here what it was; jax makes 64 bits 32 without x64."""
+    if dtype != saved:
+        raise ValueError(
+            f"{path} has {name} of dtype {saved}, which would become {dtype} here: "
+            'jax.config.update("jax_enable_x64", True) before you load, or save the '
+            "network in 32 bits"
+        )
 
 
 def _check_unchanged(model: nnx.Module, recipe: Any) -> None:

@@ -195,6 +195,21 @@ def test_a_number_that_is_an_array_comes_back(tmp_path):
     np.testing.assert_allclose(ib.load(tmp_path / "conv")(IMAGES), maps, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_weights_of_64_bits_are_not_rounded_in_silence(tmp_path):
+    model = ib.IBNNLinear(36, 5, lam=-0.1, param_dtype=jnp.float64, **RNGS)
+    ib.save(model, tmp_path / "net")
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"float64.* become float32 .*enable_x64"):
+            ib.load(tmp_path / "net")
+    found = ib.load(tmp_path / "net")
+    np.testing.assert_array_equal(found.affine.kernel[...], model.affine.kernel[...])
+    assert found.affine.kernel[...].dtype == jnp.float64
+    ib.save(NETWORKS["numbers as arrays"](), tmp_path / "single")
+    with jax.enable_x64(False):
+        ib.load(tmp_path / "single")
+
+
 def test_nothing_in_the_folder_is_code(tmp_path):
     ib.save(NETWORKS["newton"](), tmp_path / "net")
     files = {f.name: f.read_bytes() for f in (tmp_path / "net").iterdir()}
