@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ibnn_jax.core.options import real_array
 from ibnn_jax.nn.implicit_bias import ImplicitBias
 from ibnn_jax.nn.ucn import UCN
 
@@ -59,16 +60,17 @@ def from_torch_state_dict(
             which adds its bias.
 
     Raises:
-        ValueError: arrays that are missing, do not fit each other or image_shape, or
-            are of no known kind.
+        ValueError: a whole checkpoint, or what else is no state dict; arrays that are
+            missing, do not fit each other or image_shape, or are of no known kind.
 
     Example:
         state = torch.load("ucn.pt", weights_only=True)
         model = ibnn_jax.from_torch_state_dict(state, (28, 28, 1))
     """
+    _check_names(state_dict)
     # By the numbers in their names: safetensors keeps no order of its own.
     named = sorted(state_dict.items(), key=lambda item: _numbers(item[0]))
-    layers = _sort({name: _array(value) for name, value in named})
+    layers = _sort({name: _array(name, value) for name, value in named})
     _check(layers, image_shape)
     height, width, _ = image_shape
     channels, _, side, _ = layers.kernels[0].shape
@@ -106,8 +108,33 @@ def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+def _check_names(state_dict: Any) -> None:
+    """Whether it leads from names to arrays.
+
+    Raises:
+        ValueError: it does not; the message names the keys.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            "state_dict must be a dict of names and arrays, as model.state_dict() of "
+            f"torch; got {type(state_dict).__name__}"
+        )
+    wrong = [
+        f"{name!r} ({type(value).__name__})"
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and hasattr(value, "__array__"))
+    ]
+    if wrong:
+        raise ValueError(
+            "state_dict must lead from names to arrays; got other things at "
+            f"{', '.join(wrong[:5])}. Of a whole checkpoint pass the state dict, e.g. "
+            'checkpoint["state_dict"]'
+        )
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    tensor = value.detach().cpu() if hasattr(value, "detach") else value
+    return np.asarray(real_array(name, tensor))
 
 
 def _set(variable: Any, value: np.ndarray) -> None:

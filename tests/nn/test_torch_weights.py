@@ -143,6 +143,33 @@ def test_what_is_no_ucn_is_refused(change, message):
         ib.from_torch_state_dict(state, (H, W, INPUTS))
 
 
+@pytest.mark.parametrize(
+    "wrap, message",
+    [
+        (
+            lambda state: {"state_dict": state, "epoch": 3},
+            r"'state_dict' \(dict\), 'epoch' \(int\)\. .*checkpoint\[\"state_dict\"\]",
+        ),
+        (
+            lambda state: {"model": state},
+            r"at 'model' \(dict\)\. Of a whole checkpoint",
+        ),
+        (lambda state: state | {"best": None}, r"at 'best' \(NoneType\)"),
+        (lambda state: state | {3: state["head.bias"]}, r"at 3 \(ndarray\)"),
+        (lambda state: [*state.values()], r"model\.state_dict\(\).*got list"),
+        (lambda state: "ucn.pt", "must be a dict of names and arrays.*got str"),
+        (lambda state: state | {"tag": np.array(["a"])}, "tag must be real numbers"),
+        (
+            lambda state: state | {"head.bias": 1j * np.ones(4)},
+            "head.bias must be real",
+        ),
+    ],
+)
+def test_a_checkpoint_is_told_from_its_state_dict(wrap, message):
+    with pytest.raises(ValueError, match=message):
+        ib.from_torch_state_dict(wrap(state_dict(2, -0.1)), (H, W, INPUTS))
+
+
 def test_the_order_of_the_dict_does_not_matter_where_names_have_numbers():
     """safetensors gives arrays back in an order of its own."""
     state = state_dict(2, -0.1, 3)
