@@ -49,8 +49,8 @@ def solve(
         Solution with value [G, n]. Not differentiable: use `fixed_point`.
 
     Raises:
-        ValueError: solver, tol or max_steps is not what it should be; start of
-            another shape.
+        ValueError: solver, tol or max_steps is not what it should be; a problem that is
+            not registered as a pytree; start of another shape.
     """
     settings = settings_for(solver, problem, tol, max_steps, trace)
     return solve_with(settings, problem, _checked_start(problem, start))
@@ -84,11 +84,7 @@ def settings_for(
 ) -> SolveSettings:
     """The settings, resolved and checked."""
     check_solver(solver)
-    if not isinstance(problem, AbstractProblem):
-        raise ValueError(
-            "problem must be an AbstractProblem, e.g. a subclass with residual and "
-            f"start; got {type(problem).__name__}"
-        )
+    _check_problem(problem)
     solver.check(problem)
     tol, max_steps = check_tol(tol), check_steps("max_steps", max_steps)
     if trace and not solver.exact:
@@ -99,6 +95,22 @@ def settings_for(
     if tol is None:
         tol = solver.tolerance_for(jax.eval_shape(problem.start).dtype)
     return SolveSettings(solver, tol, max_steps or MAX_STEPS, trace)
+
+
+def _check_problem(problem) -> None:
+    """Raise ValueError for what is no problem, or none that jit takes."""
+    name = type(problem).__name__
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(
+            "problem must be an AbstractProblem, e.g. a subclass with residual and "
+            f"start; got {name}"
+        )
+    if jax.tree_util.all_leaves([problem]):
+        raise ValueError(
+            f"{name} must be registered as a pytree: decorate it, and each subclass, "
+            "by jax.tree_util.register_dataclass over dataclass(frozen=True), as in "
+            "the example of AbstractProblem"
+        )
 
 
 def _checked_start(problem: AbstractProblem, start):

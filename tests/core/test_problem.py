@@ -169,6 +169,23 @@ def test_a_start_of_another_shape_or_dtype():
     np.testing.assert_allclose(found.value, exact(a, u, v)[0], atol=1e-9)
 
 
+@dataclass(frozen=True)
+class Unregistered(Tanh):
+    """A subclass is not registered with its parent."""
+
+
+@pytest.mark.parametrize("call", [solve, fixed_point])
+def test_a_problem_that_is_not_registered_is_refused(call):
+    a, u, _ = inputs()
+
+    def solved(u):
+        return call(Unregistered(u, jnp.asarray(a)), ib.Newton()).value
+
+    for wrap in (lambda f: f, jax.jit, jax.vmap):
+        with pytest.raises(ValueError, match="Unregistered must be registered as a py"):
+            wrap(solved)(jnp.asarray(u)[None])
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["u"], meta_fields=[])
 @dataclass(frozen=True)
 class Logarithm(AbstractProblem):
