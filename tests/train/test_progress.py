@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from train.errors import UserError
+from train.errors import Stopped, UserError
 from train.runs import progress
 from train.runs.session import complete
 
@@ -24,6 +24,46 @@ def test_tensorboard(tiny_config):
     (events,) = (folder / "tensorboard" / "sm").iterdir()
     content = events.read_bytes()
     assert b"median/test_accuracy" in content and b"seed-1/train_loss" in content
+
+
+class Writer:
+    """What TensorBoard shows of a SummaryWriter's folder."""
+
+    shown = []  # epochs
+
+    def __init__(self, path, purge_step=None):
+        if purge_step is not None:
+            Writer.shown = [epoch for epoch in Writer.shown if epoch < purge_step]
+
+    def add_scalar(self, name, value, epoch):
+        if name == "median/test_loss":
+            Writer.shown.append(epoch)
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+@pytest.mark.parametrize("end", [Stopped, KeyboardInterrupt])
+def test_tensorboard_shows_each_epoch_once(tiny_config, monkeypatch, end):
+    """A run that is stopped saves a checkpoint; one that is killed does not."""
+    module = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", module)
+    monkeypatch.setattr(Writer, "shown", [])
+    config, caught = tiny_config(tracker="tensorboard", checkpoint_seconds=60.0), []
+
+    def say(text):
+        if "epoch 2/3" in text and end is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        if "epoch 2/3" in text:
+            caught.append(15)
+
+    with pytest.raises(end):
+        complete(config, caught, say)
+    assert Writer.shown == [1, 2]
+    complete(config)
+    assert Writer.shown == [1, 2, 3]
 
 
 @pytest.mark.parametrize("tracker", ["mlflow", "wandb"])

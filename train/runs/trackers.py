@@ -58,8 +58,11 @@ class TensorBoard(Tracker):
 
     def log(self, model: str, epoch: int, metrics: dict[str, float]) -> None:
         if model not in self._writers:
-            path = str(self._folder / model)
-            self._writers[model] = self._module.SummaryWriter(path)
+            # Epochs after the last checkpoint are trained again when a run that was
+            # killed goes on: purge_step hides what was logged of them before.
+            self._writers[model] = self._module.SummaryWriter(
+                str(self._folder / model), purge_step=epoch
+            )
         for name, value in metrics.items():
             self._writers[model].add_scalar(name, value, epoch)
         self._writers[model].flush()
