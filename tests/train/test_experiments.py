@@ -154,6 +154,10 @@ def test_networks_are_shared(folders, tiny):
     assert len(set(plain.values())) == 4
     again = study.config("sm", train_fraction=tiny.train_fraction * 1.0)
     assert again.out == plain["sm"]
+    # A network that is there takes no line of advice on the bar.
+    said = []
+    Study(tiny, say=said.append).outcomes("sm")
+    assert said == ["sm: trained already"]
 
 
 def test_channels_follow_the_paper(monkeypatch):

@@ -116,15 +116,23 @@ class Study:
         """
         config = self.config(variant, **changes)
         finite = True
+        if _readable(folders.RunFolder(config).finished):
+            self.say(f"{variant}: trained already")
+        else:
+            finite = self._train(variant, config)
+        compile_cache.release()
+        history = _readable(lambda: folders.read(config.out))
+        return history.get(config.model, {}), finite
+
+    def _train(self, variant: str, config: Config) -> bool:
+        """Train a variant, or what is missing of it; whether its loss stayed finite."""
         try:
             complete(config, self.caught, lambda text: self.say(f"{variant}: {text}"))
         except UserError as error:
             if not isinstance(error.__cause__, FloatingPointError):
                 raise
-            finite = False
-        compile_cache.release()
-        history = _readable(lambda: folders.read(config.out))
-        return history.get(config.model, {}), finite
+            return False
+        return True
 
     def outcomes(self, variant: str, **changes: Any) -> list[Row]:
         """What a training came to, a row per seed.
