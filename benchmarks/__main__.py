@@ -48,7 +48,8 @@ def main(args: list[str] | None = None) -> None:
             found = module.run(size)
         report.publish(found, name, size, options.out)
         print(f"{name}: {time.perf_counter() - start:.0f} s")
-        # No benchmark uses the programs of another: docs/notes/xla.md#memory-maps
+        # No benchmark uses the programs of another:
+        # docs/notes/xla.md#programs-in-one-process.
         jax.clear_caches()
 
 

@@ -99,9 +99,9 @@ def product_from_left(
 def replace_where(mask: Bool[Array, "G"], fills, *arrays: Float[Array, "G ..."]):
     """The arrays with the groups of `mask` filled; untouched where there are none.
 
-    A branch on CPUs, because XLA then lays its results out once
-    (docs/notes/xla.md#branch-layout); accelerators would wait for it longer than they
-    select.
+    A branch on CPUs, because XLA then lays its results out once; accelerators would
+    wait for it longer than they select. See
+    docs/notes/xla.md#branches-that-lay-results-out.
     """
 
     def replaced(mask, *arrays):
@@ -163,7 +163,7 @@ def run_in_chunks(
         start = jnp.zeros_like(count, dtype=jnp.int32)
         return jax.lax.while_loop(lambda carry: carry[0] < count, body, (start, x))[1]
 
-    # A branch, not a loop that may take no pass: docs/notes/xla.md#branch-not-loop.
+    # A branch: docs/notes/xla.md#a-branch-not-an-empty-loop.
     return jax.lax.cond(count > 0, needed, lambda x: x, x)
 
 
@@ -205,7 +205,7 @@ def in_blocks(
             return jax.tree.map(lambda x: jnp.zeros_like(x[0]), blocks)
 
         # A branch that is always taken, so that a block has arrays of its own:
-        # docs/notes/xla.md#always-taken-branch.
+        # docs/notes/xla.md#branches-that-are-always-taken.
         def treat(k):
             grouped, rest = jax.lax.cond(k < count, cut, blank, k)
             return f(join(grouped), *rest)

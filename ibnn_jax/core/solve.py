@@ -165,7 +165,7 @@ def resolved_adjoint(adjoint) -> AbstractAdjoint:
 
 
 # Compiled here, so that calls outside jit too are compiled once for each shape and
-# each choice of settings: docs/notes/xla.md#jit-inside.
+# each choice of settings: docs/notes/xla.md#compile-calls-outside-jit-too.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -49,7 +49,8 @@ class Operator(ABC):
         """sum_k w_ik f(z_k - z_i, p) v_k, with v = 1 when None.
 
         The barrier ties z and p to v: inside a loop over v, XLA would otherwise compute
-        the n x n kernel once and keep it (docs/notes/xla.md#pairwise-barrier).
+        the n x n kernel once and keep it. See
+        docs/notes/xla.md#pairwise-kernels-and-the-barrier.
         """
         tied = jax.lax.optimization_barrier((z, p) if v is None else (z, p, v))
         return self._pair_sum(f, *tied, *([None] if v is None else []))

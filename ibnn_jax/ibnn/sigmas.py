@@ -39,7 +39,8 @@ class Sigma:
         """scale sigma'(t), elementwise; scale = 1 when None."""
         if self.slope is _sech2 and scale is not None:
             # Over pairs of neurons t is n x n, and XLA may fill an array of that size
-            # with a literal 1, ahead of every loop: docs/notes/xla.md#literal-one.
+            # with a literal 1, ahead of every loop:
+            # docs/notes/xla.md#a-literal-1-becomes-an-array.
             return scale - scale * jnp.tanh(t) ** 2
         if self.slope is None:
             slope = jax.jvp(self.value, (t,), (jnp.ones_like(t),))[1]

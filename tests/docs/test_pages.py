@@ -41,10 +41,32 @@ def test_what_a_page_links_to_exists(page):
         assert (page.parent / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_links_to_headings_work_on_github_too():
+    """That they work on the site is checked where it is built."""
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "train/README.md",
+    ]
+    found = 0
+    for page in pages:
+        links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+        for target, anchor in links:
+            assert anchor in anchors((page.parent / target) if target else page), page
+        found += len(links)
+    assert found > 20
+
+
 def test_what_the_code_says_of_the_compiler_is_in_the_notes():
-    notes = (ROOT / "docs/notes/xla.md").read_text()
-    anchors = set(re.findall(r"\{#([\w-]+)\}", notes))
+    known = anchors(ROOT / "docs/notes/xla.md")
     for room in ("ibnn_jax", "benchmarks", "train", "docs"):
-        for path in (ROOT / room).rglob("*.[pm][yd]"):
+        for path in (ROOT / room).rglob("*.py"):
             cited = set(re.findall(r"xla\.md#([\w-]+)", path.read_text()))
-            assert cited <= anchors, path
+            assert cited <= known, path

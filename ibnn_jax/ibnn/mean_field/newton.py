@@ -253,7 +253,7 @@ def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
 
 
 def _mean(x: Float[Array, "G n"]) -> Float[Array, "G 1"]:
-    """The mean over the neurons, as a product: docs/notes/xla.md#means."""
+    """The mean over the neurons, as a product: docs/notes/xla.md#means-as-products."""
     ones = jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype)
     return jnp.matmul(x, ones, precision=jax.lax.Precision.HIGHEST)
 
