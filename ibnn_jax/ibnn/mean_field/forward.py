@@ -22,6 +22,7 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     Prepared,
     bias_of,
     half_ulp,
+    limit_of,
     solve_with_cells,
     strong,
     threshold_of,
@@ -105,13 +106,17 @@ class Forward:
     def _first(self) -> tuple[Attempt, Points]:
         """The first attempt; before a grid only fine cells count as resolved."""
         first = self.plan.cells[0]
-        attempt, points = solve_with_cells(self.prepared, self.settings, first)
+        attempt, points = self._on_points(self.prepared, first)
         if self.plan.grids:
             # Coarse cells may meet the tolerance where lam is small, but they resolve
             # neither B nor its derivatives.
             fine = _fine(attempt) | ~self.problem.unique
             attempt = attempt._replace(resolved=attempt.resolved & fine)
         return attempt, points
+
+    def _on_points(self, prepared: Prepared, count: int, coarser: Points | None = None):
+        final = not self.plan.pairs
+        return solve_with_cells(prepared, self.settings, count, coarser, final=final)
 
     def _choose_grid(self, points: Points) -> Int[Array, "G"]:
         """The grid that serves each group; their number where none does."""
@@ -167,7 +172,7 @@ class Forward:
 
         def with_more_cells(state, problem, span, first):
             prepared = self.prepared._replace(problem=problem, span=span)
-            attempt, points = solve_with_cells(prepared, self.settings, count, first)
+            attempt, points = self._on_points(prepared, count, first)
             return attempt._replace(steps=state[0].steps + attempt.steps), points.z
 
         return run_where(
@@ -192,7 +197,9 @@ class Forward:
         near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=PAIRS_TOL)
-        ran = run(newton, problem, start, threshold, self.settings.max_steps)
+        limit = limit_of(problem, attempt.slope, problem.span())
+        wanted = jnp.where(problem.unique, jnp.minimum(threshold, limit), threshold)
+        ran = run(newton, problem, start, wanted, self.settings.max_steps)
         # The residual of the z that is returned, which adding the centre rounds.
         z = ran.z + centre
         rounded = z - centre

@@ -47,6 +47,11 @@ class Grid:
         return spline.error(self.spacing)
 
     @property
+    def slope_error(self) -> float:
+        """Of what a neuron adds to the slope of G, at most."""
+        return spline.slope_error(self.spacing)
+
+    @property
     def halo(self) -> int:
         """How many nodes beyond each end of a block act on it one by one.
 
@@ -128,11 +133,18 @@ class OneOf:
 
     @property
     def reach(self) -> Float[Array, ""]:
-        return jnp.asarray([grid.reach for grid in self.grids])[self.number]
+        return self._of_each("reach")
 
     @property
     def error(self) -> Float[Array, ""]:
-        return jnp.asarray([grid.error for grid in self.grids])[self.number]
+        return self._of_each("error")
+
+    @property
+    def slope_error(self) -> Float[Array, ""]:
+        return self._of_each("slope_error")
+
+    def _of_each(self, name: str) -> Float[Array, ""]:
+        return jnp.asarray([getattr(grid, name) for grid in self.grids])[self.number]
 
     def run(self, f: Callable, *arrays: Array):
         """f(grid, *arrays) on the grid."""

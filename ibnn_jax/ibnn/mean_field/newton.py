@@ -27,17 +27,18 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
+from ibnn_jax.ibnn.mean_field.reduced import LARGEST_ERROR
 
 # Newton from the collapsed start takes up to ten
 MOST_STEPS = 16
 # Of Newton's inner solves, and their most steps: the next step corrects the rest
 LINEAR_TOL, LINEAR_STEPS = 0.7, 30
-# Largest error of x: a larger one changes sech^2, and with it the gradient
-LARGEST_ERROR = 0.02
 # A step is a good one if it leaves at most so much of the residual
 PROGRESS = 0.8
 # Failed steps after which a group starts again, and after which it is given up
 RESTART, GIVE_UP = 2, 5
+# The largest share of s by which the grid's sech^2 may change it
+SLOPE_ERROR = 0.01
 # Neurons beyond an end of the grid do not see each other. Gradients are accepted where
 # |q| times their share, less one neuron, is at most this.
 BEYOND = 3e-3
@@ -50,7 +51,7 @@ class Solved(NamedTuple):
     bias: Float[Array, "G n"]  # G(x)
     slope: Float[Array, "G n"]  # s
     residual: Float[Array, "G 1"]
-    resolved: Bool[Array, "G 1"]  # no neurons beyond the grid that see each other
+    resolved: Bool[Array, "G 1"]  # the gradient is right: s, and what is off the grid
     steps: Int[Array, "G 1"]
     done: Bool[Array, "G 1"]  # more steps would not help
 
@@ -144,9 +145,12 @@ def solve(
     near = jnp.minimum(jnp.abs(q) / 2, felt)
     error = jnp.asarray(grid.error, y.dtype) * near
     residual = state.residual + error + crowd
+    # A share of d changes s by that share of |q| d s = |s - 1|.
+    share = jnp.asarray(grid.slope_error, y.dtype) * (steepest - 1)
+    resolved = (share <= SLOPE_ERROR) & (crowd <= BEYOND)
     done = ~state.active
     return Solved(
-        state.x, state.bias, state.slope, residual, crowd <= BEYOND, state.steps, done
+        state.x, state.bias, state.slope, residual, resolved, state.steps, done
     )
 
 

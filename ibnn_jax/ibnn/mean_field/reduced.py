@@ -21,6 +21,8 @@ from ibnn_jax.ibnn.mean_field import point_system
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
+# Largest error of p z: a larger one changes sigma', and with it the gradient
+LARGEST_ERROR = 0.01
 # Least slope Y' that is believed past the uniqueness bound; below it is 1 - lam p
 FLAT = 1e-2
 
@@ -101,6 +103,19 @@ def threshold_unrounded(
     return jnp.minimum(problem.tolerance(tol, span), 50 * tol / problem.p[:, 0])
 
 
+def limit_of(
+    problem: IBNNProblem, slope: Float[Array, "G n"], span: Span
+) -> Float[Array, "G"]:
+    """The residual that the gradient bears, for z of this slope in y.
+
+    A residual r moves z by about s r, and with it s by a share of at most s^2 |q r| p,
+    where q = lam p. Rounding may forbid it.
+    """
+    steepest = jnp.maximum(slope.max(-1), 1)
+    least = 4 * rounding(1 + jnp.abs(problem.lam * problem.p)[:, 0], span.radius[:, 0])
+    return jnp.maximum(LARGEST_ERROR / (problem.p[:, 0] * steepest**2), least)
+
+
 class Prepared(NamedTuple):
     """A problem ready to be reduced, and how its points and cells are computed."""
 
@@ -115,16 +130,25 @@ def solve_with_cells(
     settings: SolveSettings,
     count: int,
     coarser: Points | None = None,
+    *,
+    final: bool,
 ) -> tuple[Attempt, Points]:
-    """Solve with `count` cells, from the solution with fewer where there is one."""
+    """Solve with `count` cells, from the solution with fewer where there is one.
+
+    Args:
+        final: no pairs will solve what this leaves.
+    """
     problem = prepared.problem
     place, quadrature = _stand_ins(prepared, count)
-    points, ran = _solve_points(prepared, settings, place.cells, quadrature, coarser)
+    points, ran = _solve_points(
+        prepared, settings, place.cells, quadrature, coarser, final
+    )
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     residual = ran.residual + _error(problem, points, ran.residual)
     widths = _widths(problem, points)
-    resolved = _resolved(problem, widths)
+    sharp = residual <= limit_of(problem, slope, prepared.span)
+    resolved = _resolved(problem, widths) & (sharp | ~problem.unique)
     z = problem.y - problem.lam * bias
     lost = jnp.zeros_like(residual)  # the estimate holds it
     return Attempt(z, bias, slope, residual, lost, resolved, widths, ran.steps), points
@@ -158,6 +182,7 @@ def _solve_points(
     cells: Cells,
     quadrature: Quadrature,
     coarser: Points | None,
+    final: bool,
 ) -> tuple[Points, Run]:
     """Newton on the points, from their own start or from coarser cells' solution."""
     problem, lam = prepared.problem, prepared.problem.lam
@@ -177,6 +202,10 @@ def _solve_points(
     # again at the inner points, can add to itself within `SHARE`.
     share = 2e-4 * (cells.width * cells.count)[:, 0]
     threshold = jnp.minimum(threshold_of(problem, 0.25 * settings.tol, span), share)
+    if final:  # as fine as the steepest slope that there may be asks
+        flattest = jnp.where(problem.unique[:, None], 1 - lam * problem.p, 1)
+        limit = limit_of(problem, 1 / jnp.maximum(flattest, 1e-3), span)
+        threshold = jnp.minimum(threshold, 0.5 * limit)
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
     ran = prepared.on_points(newton, *inputs, *start)
     return _points_of(prepared, cells, quadrature, ran.z), ran

@@ -57,6 +57,8 @@ class MeanField(AbstractSolver):
     estimated errors of the quadrature and of the interpolation, so it speaks of the
     equation of the neurons. It has to be within the tolerance of `solve` and below
     50 tol / p, unless that is beyond rounding; what rounding z adds is reported too.
+    Near the uniqueness bound, where the slope s of z in y is steep, the gradient asks
+    for more: no attempt counts whose residual exceeds 0.01 / (p s^2).
 
     Groups whose estimate exceeds the tolerance, or that spread over more than 4 / p in
     a cell, are solved again: from there Newton's method works on all neurons, at a cost

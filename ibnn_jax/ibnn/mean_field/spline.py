@@ -14,6 +14,7 @@ where k_m = k + 2 pi m / h are the images of the frequency k and F transforms f.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,26 @@ def _transform(k):
 @functools.cache
 def error(spacing: float) -> float:
     """The largest error of tanh(x - t) through the grid."""
-    step, place = taps(spacing).step, np.linspace(0, 1, 9)
+    return _largest_error(spacing, taps(spacing).step, np.tanh, far=1)
+
+
+@functools.cache
+def slope_error(spacing: float) -> float:
+    """The largest error of sech^2(x - t) through the grid."""
+    return _largest_error(spacing, taps(spacing).slope, lambda x: 1 / np.cosh(x) ** 2)
+
+
+def _largest_error(
+    spacing: float, kernel: np.ndarray, exact: Callable, far: int = 0
+) -> float:
+    """Through a grid whose kernel is even, or odd and `far` + what is given."""
+    place, worst = np.linspace(0, 1, 9), 0.0
     weights = WEIGHTS @ place ** np.arange(4)[:, None]
-    worst = 0.0
     for cells in range(int(3 / spacing)):
         offset = np.arange(4)[:, None] - np.arange(4) - cells  # source less target
-        kernel = np.sign(offset) * (1 + np.pad(step, (0, 8))[np.abs(offset)])
-        through_grid = weights.T @ kernel @ weights
-        exact = np.tanh((place[:, None] - place - cells) * spacing)
-        worst = max(worst, np.abs(through_grid - exact).max())
+        between = far + np.pad(kernel, (0, 8))[np.abs(offset)]
+        between *= np.sign(offset) ** far
+        through_grid = weights.T @ between @ weights
+        distance = (place[:, None] - place - cells) * spacing
+        worst = max(worst, np.abs(through_grid - exact(distance)).max())
     return float(worst)

@@ -46,6 +46,39 @@ def test_gradients_right_below_the_bound(kind, share):
     assert error < 0.01 * jnp.linalg.norm(gradient(ib.Newton()))
 
 
+@pytest.mark.parametrize("n", [63, 100, 400, 25_000])
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_gradients_of_a_clump_beside_an_outlier_below_the_bound(n, share):
+    """There z is steep, and what is a small residual elsewhere spoils its slope."""
+    p, rng = 10.0, np.random.default_rng(0)
+    y = np.concatenate([
+        deviation * rng.normal(size=(4, n)) + apart * np.eye(1, n)
+        for deviation, apart in ((0, 0.1), (0, 1), (1e-4, 0.3), (1e-3, 3), (0.01, 1))
+    ])  # fmt: skip
+    v = rng.normal(size=y.shape)
+
+    def gradients(solver, dtype):
+        def loss(y, lam, p):
+            z = ib.implicit_bias(y, lam, p, ib.Uniform((-1,)), solver=solver)
+            return (jnp.asarray(v, dtype) * z).sum()
+
+        per_group = jnp.ones((len(y), 1), dtype)
+        arguments = jnp.asarray(y, dtype), share / p * per_group, p * per_group
+        return jax.grad(loss, (0, 1, 2))(*arguments)
+
+    u, by_lam, _ = (np.asarray(g) for g in gradients(ib.MeanField(), jnp.float32))
+    if n > 20_000:  # too large for pairs, which would tell
+        assert np.isfinite(u).all()
+        return
+    exact, exact_by_lam, _ = gradients(ib.Newton(), jnp.float64)
+    assert (abs(u - exact).max(1) < 0.01 * abs(exact).max(1)).all()
+    z = np.asarray(ib.solve(jnp.asarray(y), share / p, p, ib.Uniform((-1,))).value)
+    x = p * (z[:, None, :] - z[:, :, None])
+    terms = abs((exact - exact.mean(1, keepdims=True)) * np.tanh(x).mean(-1)).sum(1)
+    allowed = np.maximum(0.03 * abs(exact_by_lam[:, 0]), 0.02 * terms)
+    assert (abs(by_lam - exact_by_lam)[:, 0] < allowed).all()
+
+
 def test_outliers_under_a_strong_lam_outlast_a_rising_residual():
     shares = (np.arange(200) + 0.5) / 200
     y = jnp.asarray(10 * np.tan(np.pi * (shares - 0.5)))[None]  # quantiles of Cauchy
