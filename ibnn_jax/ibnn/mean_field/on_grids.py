@@ -73,15 +73,12 @@ def attempt(
         )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
         z = level + solved.x / p
-        # Of z and of its neighbours' z, each times |q d| = |1 / s - 1|, and z itself.
-        felt = 1 + 2 * jnp.abs(1 / solved.slope - 1)
-        lost = 2 * half_ulp(radius) + half_ulp(z) * felt
         now = Attempt(
             z,
             bias,
             solved.slope,
             (solved.residual / p)[:, 0],
-            lost.max(-1),
+            before.lost,
             solved.resolved[:, 0],
             jnp.zeros_like(before.widths),
             before.steps + solved.steps[:, 0],
@@ -91,7 +88,19 @@ def attempt(
     y, _ = scaled(problem, span)
     _, level = problem.centred(span)
     operands = (y, level, problem.lam, problem.p, span.radius, threshold)
-    return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
+    now = ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
+    return now._replace(lost=jnp.where(mask, _lost(now, span), now.lost))
+
+
+def _lost(attempt: Attempt, span: Span) -> Float[Array, "G"]:
+    """What rounding z adds to the residual.
+
+    Of z itself, and of z and its neighbours' z, each times |q d| = |1 / s - 1|. For
+    all groups at once: docs/notes/xla.md#reductions-of-a-few-groups-wait-for-threads.
+    """
+    z, slope = attempt.z, attempt.slope
+    felt = jnp.abs(z) + 2 * jnp.abs(z / slope - z)
+    return half_ulp(2 * span.radius[:, 0] + felt.max(-1))
 
 
 def adjoint(
