@@ -70,6 +70,18 @@ def read(
     return g, -p * g1, p * p * g2, quartic
 
 
+def read_slope(
+    how: Arithmetic,
+    z: Float[Array, "G k"],
+    t: Float[Array, "G m"],
+    p: Float[Array, "G 1"],
+    weights: Float[Array, "G k"],
+) -> Float[Array, "G m"]:
+    """G'(t), see `read`."""
+    (kernel,) = _kernels(how, z, t, p, (1,))
+    return -p * how.product_from_left(weights, kernel)
+
+
 def respond(
     how: Arithmetic,
     z: Float[Array, "G k"],

@@ -23,6 +23,8 @@ from ibnn_jax.ibnn.mean_field import point_system
 WIDTHS = 4
 # Largest error of p z: a larger one changes sigma', and with it the gradient
 LARGEST_ERROR = 0.01
+# The largest share of the steepest slope of T by which interpolation may miss another
+SLOPE_ERROR = 0.01
 # Least slope Y' that is believed past the uniqueness bound; below it is 1 - lam p
 FLAT = 1e-2
 
@@ -148,6 +150,7 @@ def solve_with_cells(
     residual = ran.residual + _error(problem, points, ran.residual)
     widths = _widths(problem, points)
     sharp = residual <= limit_of(problem, slope, prepared.span)
+    sharp &= _slope_error(prepared, points) <= SLOPE_ERROR
     resolved = _resolved(problem, widths) & (sharp | ~problem.unique)
     z = problem.y - problem.lam * bias
     lost = jnp.zeros_like(residual)  # the estimate holds it
@@ -271,10 +274,7 @@ def _interpolation_error(
     shared error, which makes up for the middle of the cells.
     """
     lam, quadrature, y1 = problem.lam, points.quadrature, points.y1
-    index = jnp.arange(points.cells.count, dtype=jnp.int32)
-    cell = jnp.broadcast_to(index, points.inner.shape)
-    place = Place(cell, quadrature.inner, points.cells)
-    bias = place.interpolate(*points.bias())
+    bias = _inner_place(points).interpolate(*points.bias())
     predicted = quadrature.inside(quadrature.points) - lam * bias
     steepest = jnp.maximum(y1[:, 1:], y1[:, :-1])
     gap = jnp.abs(predicted - points.inner)
@@ -284,6 +284,28 @@ def _interpolation_error(
     together = (quadrature.inside(quadrature.weights) * gap).sum(-1)
     shared = (jnp.maximum(lam, 0) * problem.p)[:, 0] * together
     return (gap * steepest).max(-1) + shared
+
+
+def _inner_place(points: Points) -> Place:
+    """Where the inner points lie."""
+    index = jnp.arange(points.cells.count, dtype=jnp.int32)
+    cell = jnp.broadcast_to(index, points.inner.shape)
+    return Place(cell, points.quadrature.inner, points.cells)
+
+
+def _slope_error(prepared: Prepared, points: Points) -> Float[Array, "G"]:
+    """By how much of the steepest slope of T interpolation misses that at the inner
+    points.
+    """
+    lam, p, quadrature = prepared.problem.lam, prepared.problem.p, points.quadrature
+    inputs = (points.z, points.inner, p, quadrature.weights)
+    g1 = prepared.on_points(point_system.read_slope, *inputs)
+    slope = 1 / jnp.maximum(1 + lam * g1, points.flat)
+    place = _inner_place(points)
+    interpolated = 1 - lam * place.interpolate(*points.bias(), slope=True)
+    missed = jnp.where(quadrature.occupied, jnp.abs(interpolated - slope), 0)
+    steepest = jnp.maximum(slope.max(-1), (1 / points.y1).max(-1))
+    return missed.max(-1) / steepest
 
 
 def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
