@@ -27,6 +27,7 @@ KINDS = (
     "ties",
     "clusters",
     "outlier",
+    "crowd",
     "heavy",
     "near",
     "constant",
@@ -154,7 +155,7 @@ def random_groups(batch: Batch) -> Groups:
         negative = max(0, -np.linalg.eigvalsh(own).min()) if n < 100 else 0
         draws = (
             -(10 ** rng.uniform(-3, 1.4)) / most,
-            rng.uniform(0, 0.95) / (p * (most + negative)),
+            rng.uniform(0, 0.99) / (p * (most + negative)),
             rng.uniform(1, 3) / (p * most),
             0.0,
         )
@@ -181,6 +182,8 @@ def _shape_of(kind, rng, n):
         return rng.choice(rng.normal(size=4), n) + 0.01 * y
     if kind == "outlier":
         return np.where(np.arange(n) == 0, 20, y)
+    if kind == "crowd":  # a clump beside few others, which make its cells wide
+        return np.where(np.arange(n) % 50 == 0, rng.uniform(0.1, 3), 0.003 * y)
     if kind == "heavy":
         return y**3
     if kind == "near":
