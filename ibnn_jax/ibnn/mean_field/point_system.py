@@ -73,10 +73,10 @@ def read(
 def read_slope(
     how: Arithmetic,
     z: Float[Array, "G k"],
-    t: Float[Array, "G m"],
+    t: Float[Array, "G m+1"],
     p: Float[Array, "G 1"],
     weights: Float[Array, "G k"],
-) -> Float[Array, "G m"]:
+) -> Float[Array, "G m+1"]:
     """G'(t), see `read`."""
     (kernel,) = _kernels(how, z, t, p, (1,))
     return -p * how.product_from_left(weights, kernel)
