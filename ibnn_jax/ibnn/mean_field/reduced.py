@@ -113,7 +113,7 @@ def limit_of(
     A residual r moves z by about s r, and with it s by a share of at most s^2 |q r| p,
     where q = lam p. Rounding may forbid it.
     """
-    steepest = jnp.maximum(slope.max(-1), 1)
+    steepest = jnp.fmax(slope.max(-1), 1)  # 1 after an attempt that ended in NaN
     least = 4 * rounding(1 + jnp.abs(problem.lam * problem.p)[:, 0], span.radius[:, 0])
     return jnp.maximum(LARGEST_ERROR / (problem.p[:, 0] * steepest**2), least)
 
