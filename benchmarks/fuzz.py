@@ -278,9 +278,9 @@ def compare(z, gradients, y, lam, p, w, v, batch: Batch) -> dict[str, float]:
     steep = 1 + abs(lam) * p * most
     size = np.ptp(y)
     tol = {"float32": 1e-6, "float64": 1e-11}[batch.dtype]
-    left = 4 * eps + tol
+    leeway = 4 * eps + tol  # of z, relative to the range
     if batch.solver == "auto" and batch.coupling == "uniform" and n > 128:
-        tol, left = ibnn_jax.MeanField().default_tol, 4 * eps
+        tol, leeway = ibnn_jax.MeanField().default_tol, 4 * eps
     allowed = tol * (1 + size / 2 + min(abs(lam) * most, size))
     rounding = 4 * eps * steep * abs(y).max()
     shift = 0.5 * (y.max() + y.min())
@@ -300,7 +300,7 @@ def compare(z, gradients, y, lam, p, w, v, batch: Batch) -> dict[str, float]:
         # What rounding, and exact solvers' tolerance, leave of the terms, sech^2 next
         # to 0 among them, and z of neurons that are equal.
         scale = most if name == "lam" else most * abs(lam) * size
-        floor = left * abs(free).sum() * scale
+        floor = leeway * abs(free).sum() * scale
         error = abs(found[0] - true)
         shares[name] = _over(error, max(0.03 * abs(true), 0.02 * sizes) + floor)
     if found_w is not None:

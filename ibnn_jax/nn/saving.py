@@ -152,7 +152,9 @@ def _replaced(leaf: Any, value: np.ndarray) -> Any:
 
 
 def _check_dtype(path: Path, name: str, dtype: np.dtype, saved: np.dtype) -> None:
-    """Whether the weight is here what it was; jax makes 64 bits 32 without x64."""
+    """Raise ValueError where the weight has another dtype here than it was saved in:
+    jax makes 64 bits 32 without x64.
+    """
     if dtype != saved:
         raise ValueError(
             f"{path} has {name} of dtype {saved}, which would become {dtype} here: "

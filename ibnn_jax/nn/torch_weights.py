@@ -109,11 +109,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def _check_names(state_dict: Any) -> None:
-    """Whether it leads from names to arrays.
-
-    Raises:
-        ValueError: it does not; the message names the keys.
-    """
+    """Raise ValueError, with the wrong keys, where it is no dict of named arrays."""
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             "state_dict must be a dict of names and arrays, as model.state_dict() of "
