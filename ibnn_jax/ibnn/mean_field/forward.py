@@ -14,6 +14,12 @@ from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import on_grids
+from ibnn_jax.ibnn.mean_field.limits import (
+    half_ulp,
+    limit_of,
+    threshold_of,
+    threshold_unrounded,
+)
 from ibnn_jax.ibnn.mean_field.plan import Plan
 from ibnn_jax.ibnn.mean_field.reduced import (
     WIDTHS,
@@ -21,12 +27,8 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     Points,
     Prepared,
     bias_of,
-    half_ulp,
-    limit_of,
     solve_with_cells,
     strong,
-    threshold_of,
-    threshold_unrounded,
 )
 from ibnn_jax.solvers.newton import Newton
 
@@ -114,7 +116,10 @@ class Forward:
             attempt = attempt._replace(resolved=attempt.resolved & fine)
         return attempt, points
 
-    def _on_points(self, prepared: Prepared, count: int, coarser: Points | None = None):
+    def _on_points(
+        self, prepared: Prepared, count: int, coarser: Points | None = None
+    ) -> tuple[Attempt, Points]:
+        """An attempt with `count` cells."""
         final = not self.plan.pairs
         return solve_with_cells(prepared, self.settings, count, coarser, final=final)
 
@@ -198,7 +203,7 @@ class Forward:
         start = select(problem.unique, near, problem.y)
         newton = Newton(linear_tol=PAIRS_TOL)
         limit = limit_of(problem, attempt.slope, problem.span())
-        wanted = jnp.where(problem.unique, jnp.minimum(threshold, limit), threshold)
+        wanted = jnp.minimum(threshold, limit)
         ran = run(newton, problem, start, wanted, self.settings.max_steps)
         # The residual of the z that is returned, which adding the centre rounds.
         z = ran.z + centre

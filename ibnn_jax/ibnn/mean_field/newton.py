@@ -27,7 +27,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
-from ibnn_jax.ibnn.mean_field.reduced import LARGEST_ERROR
+from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR, bearable
 
 # Newton from the collapsed start takes up to ten
 MOST_STEPS = 16
@@ -37,8 +37,6 @@ LINEAR_TOL, LINEAR_STEPS = 0.7, 30
 PROGRESS = 0.8
 # Failed steps after which a group starts again, and after which it is given up
 RESTART, GIVE_UP = 2, 5
-# The largest share of s by which the grid's sech^2 may change it
-SLOPE_ERROR = 0.01
 # Neurons beyond an end of the grid do not see each other. Gradients are accepted where
 # |q| times their share, less one neuron, is at most this.
 BEYOND = 3e-3
@@ -110,8 +108,7 @@ def solve(
         bias, slope = look(grid, state.x, q)
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
-        # r moves x by about s r, and with it s by a share of at most s^2 |q r|.
-        limit = jnp.minimum(tol, LARGEST_ERROR / jnp.maximum(slope, 1) ** 2)
+        limit = jnp.minimum(tol, bearable(slope))
         unmet = (jnp.abs(r) > jnp.maximum(limit, floor)).any(-1, keepdims=True)
         failed = ~(residual <= PROGRESS * state.before) & unmet
         failures = state.failures + (failed & state.active).astype(jnp.int32)

@@ -7,13 +7,12 @@ from jaxtyping import Bool, Float, Int
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import ladder, newton
+from ibnn_jax.ibnn.mean_field.limits import half_ulp, rounding
 from ibnn_jax.ibnn.mean_field.reduced import (
     Attempt,
     Points,
     Prepared,
     bias_of,
-    rounding,
-    half_ulp,
 )
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves

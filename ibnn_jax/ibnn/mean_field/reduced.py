@@ -17,14 +17,16 @@ from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import point_system
+from ibnn_jax.ibnn.mean_field.limits import (
+    SLOPE_ERROR,
+    limit_of,
+    rounding,
+    threshold_of,
+)
 
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
-# Largest error of p z: a larger one changes sigma', and with it the gradient
-LARGEST_ERROR = 0.01
-# The largest share of the steepest slope of T by which interpolation may miss another
-SLOPE_ERROR = 0.01
 # Least slope Y' that is believed past the uniqueness bound; below it is 1 - lam p
 FLAT = 1e-2
 
@@ -77,45 +79,13 @@ class Attempt(NamedTuple):
     slope: Float[Array, "G n"]
     residual: Float[Array, "G"]
     lost: Float[Array, "G"]  # what rounding z adds to the residual
-    resolved: Bool[Array, "G"]  # whether its cells are fine enough for the adjoint
+    resolved: Bool[Array, "G"]  # whether it is good enough for the adjoint
     widths: Float[Array, "G"]  # the most 1 / p that a cell spans in z
     steps: Array
 
     def meets(self, threshold: Float[Array, "G"]) -> Bool[Array, "G"]:
         """Whether this serves both as the solution and for its adjoint."""
         return (self.residual <= threshold) & self.resolved
-
-
-def threshold_of(problem: IBNNProblem, tol: float, span: Span) -> Float[Array, "G"]:
-    """The residual that is accepted: `problem.tolerance`, and at most 50 tol / p.
-
-    sigma(p .) turns within 1 / p, so that a larger error, which is little beside wide
-    y, would leave nothing of the gradient. Rounding may forbid the second.
-    """
-    wanted = threshold_unrounded(problem, tol, span)
-    steep = (1 + jnp.abs(problem.lam) * problem.p)[:, 0]
-    least = 4 * rounding(steep, span.radius[:, 0])
-    return jnp.minimum(problem.tolerance(tol, span), jnp.maximum(wanted, least))
-
-
-def threshold_unrounded(
-    problem: IBNNProblem, tol: float, span: Span
-) -> Float[Array, "G"]:
-    """`threshold_of` as it would be if numbers did not round."""
-    return jnp.minimum(problem.tolerance(tol, span), 50 * tol / problem.p[:, 0])
-
-
-def limit_of(
-    problem: IBNNProblem, slope: Float[Array, "G n"], span: Span
-) -> Float[Array, "G"]:
-    """The residual that the gradient bears, for z of this slope in y.
-
-    A residual r moves z by about s r, and with it s by a share of at most s^2 |q r| p,
-    where q = lam p. Rounding may forbid it.
-    """
-    steepest = jnp.fmax(slope.max(-1), 1)  # 1 after an attempt that ended in NaN
-    least = 4 * rounding(1 + jnp.abs(problem.lam * problem.p)[:, 0], span.radius[:, 0])
-    return jnp.maximum(LARGEST_ERROR / (problem.p[:, 0] * steepest**2), least)
 
 
 class Prepared(NamedTuple):
@@ -151,7 +121,8 @@ def solve_with_cells(
     widths = _widths(problem, points)
     sharp = residual <= limit_of(problem, slope, prepared.span)
     sharp &= _slope_error(prepared, points) <= SLOPE_ERROR
-    resolved = _resolved(problem, widths) & (sharp | ~problem.unique)
+    # Past the bound T jumps and no cells resolve it: more of them would not help.
+    resolved = (_cells_resolve(problem, widths) & sharp) | ~problem.unique
     z = problem.y - problem.lam * bias
     lost = jnp.zeros_like(residual)  # the estimate holds it
     return Attempt(z, bias, slope, residual, lost, resolved, widths, ran.steps), points
@@ -206,9 +177,8 @@ def _solve_points(
     share = 2e-4 * (cells.width * cells.count)[:, 0]
     threshold = jnp.minimum(threshold_of(problem, 0.25 * settings.tol, span), share)
     if final:  # as fine as the steepest slope that there may be asks
-        flattest = jnp.where(problem.unique[:, None], 1 - lam * problem.p, 1)
-        limit = limit_of(problem, 1 / jnp.maximum(flattest, 1e-3), span)
-        threshold = jnp.minimum(threshold, 0.5 * limit)
+        steepest = 1 / jnp.maximum(1 - lam * problem.p, 1e-3)
+        threshold = jnp.minimum(threshold, 0.5 * limit_of(problem, steepest, span))
     inputs = (quadrature.points, lam, problem.p, quadrature.weights, threshold)
     ran = prepared.on_points(newton, *inputs, *start)
     return _points_of(prepared, cells, quadrature, ran.z), ran
@@ -310,32 +280,21 @@ def _slope_error(prepared: Prepared, points: Points) -> Float[Array, "G"]:
     return missed.max(-1) / steepest
 
 
-def rounding(steep: Float[Array, "G"], radius: Float[Array, "G"]) -> Float[Array, "G"]:
-    """What rounding makes of a residual of slope `steep`, for z within the radius."""
-    return 8 * float(jnp.finfo(radius.dtype).eps) * steep * radius
-
-
-def half_ulp(z: Float[Array, "G n"]) -> Float[Array, "G n"]:
-    """By how much a rounded z may differ from the number it stands for."""
-    return 0.5 * float(jnp.finfo(z.dtype).eps) * jnp.abs(z)
-
-
 def _widths(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:
     """The extent in z of the largest occupied cell, in widths 1 / p of the kernel."""
     widths = problem.p * jnp.diff(points.at_nodes)
     return jnp.where(points.quadrature.occupied, widths, 0).max(-1)
 
 
-def _resolved(problem: IBNNProblem, widths: Float[Array, "G"]) -> Bool[Array, "G"]:
+def _cells_resolve(problem: IBNNProblem, widths: Float[Array, "G"]) -> Bool[Array, "G"]:
     """Whether the cells are fine enough for the adjoint.
 
     Where lam is small beside the tolerance any z will do, but not any adjoint: that
     errs by some 0.0015 |lam| p widths^2 once there are more than WIDTHS, and 0.6% are
-    accepted. Past the bound T jumps and no cells resolve it, so such a group counts as
-    resolved: more cells would not help.
+    accepted.
     """
     strength = (jnp.abs(problem.lam) * problem.p)[:, 0]
-    return (widths < WIDTHS) | (strength * widths**2 < 4) | ~problem.unique
+    return (widths < WIDTHS) | (strength * widths**2 < 4)
 
 
 def reduced_adjoint(
