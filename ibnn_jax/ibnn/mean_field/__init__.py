@@ -12,5 +12,7 @@ ladder.py      which grid serves a group
 sizes.py       how many cells, nodes and neurons suit a platform
 grid.py        a grid, and the neurons on it
 spline.py      sums of tanh as sums between the coefficients of splines
+patches.py     the same sums wherever the neurons lie, for what no grid serves
+limits.py      which residuals are accepted
 pallas.py      work on the points as one kernel on NVIDIA GPUs
 """

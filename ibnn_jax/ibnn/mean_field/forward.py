@@ -13,7 +13,7 @@ from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem
-from ibnn_jax.ibnn.mean_field import on_grids
+from ibnn_jax.ibnn.mean_field import newton, on_grids
 from ibnn_jax.ibnn.mean_field.limits import (
     half_ulp,
     limit_of,
@@ -34,7 +34,7 @@ from ibnn_jax.solvers.newton import Newton
 
 # Of Newton's inner solves on pairs: relative to the largest residual, an outlier's,
 # beside which the others have to be solved too
-PAIRS_TOL = 0.01
+PAIRS = Newton(linear_tol=0.01)
 
 
 class Residuals(NamedTuple):
@@ -102,6 +102,10 @@ class Forward:
     def threshold(self) -> Float[Array, "G"]:
         return threshold_of(self.problem, self.settings.tol, self.prepared.span)
 
+    @property
+    def threshold_unrounded(self) -> Float[Array, "G"]:
+        return threshold_unrounded(self.problem, self.settings.tol, self.prepared.span)
+
     def _missed(self, attempt: Attempt) -> Bool[Array, "G"]:
         return self.valid & ~attempt.meets(self.threshold)
 
@@ -120,7 +124,7 @@ class Forward:
         self, prepared: Prepared, count: int, coarser: Points | None = None
     ) -> tuple[Attempt, Points]:
         """An attempt with `count` cells."""
-        final = not self.plan.pairs
+        final = not (self.plan.grids or self.plan.pairs)
         return solve_with_cells(prepared, self.settings, count, coarser, final=final)
 
     def _choose_grid(self, points: Points) -> Int[Array, "G"]:
@@ -130,7 +134,11 @@ class Forward:
             return jnp.zeros_like(self.threshold, dtype=jnp.int32)
         index = on_grids.choose(self.prepared, points, self.threshold, grids)
         if not self.plan.pairs:
-            index = jnp.minimum(index, len(grids) - 1)  # no other way is left
+            # No other way is left. A strong lam multiplies what rounds in the sums of
+            # so many neurons, and throws them off a grid on their way.
+            last = len(grids) - 1
+            index = jnp.where(strong(self.problem)[:, 0], last, index)
+            index = jnp.minimum(index, last)
         return index
 
     def _begin(self, attempt: Attempt) -> _State:
@@ -156,7 +164,12 @@ class Forward:
         if grids:
             # Past the bound, and where none serves, that is left to the pairs.
             mask = self._missed(attempt) & self.problem.unique & (index < len(grids))
-            operands = (attempt, self.prepared, self.threshold, self.settings.max_steps)
+            if self.plan.pairs:
+                wanted, effort = self.threshold, newton.BRIEF
+            else:
+                wanted, effort = self.threshold_unrounded, newton.THOROUGH
+            most = self.settings.max_steps
+            operands = (attempt, self.prepared, wanted, most, effort)
             attempt = on_grids.attempt(mask, index, grids, *operands)
             served_by += self._missed(attempt).astype(jnp.int32)
         if self.plan.pairs:
@@ -165,9 +178,7 @@ class Forward:
                 self._pairwise,
                 attempt,
                 self.problem,
-                threshold_unrounded(
-                    self.problem, self.settings.tol, self.prepared.span
-                ),
+                self.threshold_unrounded,
                 side=self.problem.y.shape[1],
             )
         return _State(attempt, solved, served_by)
@@ -201,10 +212,9 @@ class Forward:
         close = problem.p[:, 0] * attempt.residual < 1
         near = select(close, near, problem.start())
         start = select(problem.unique, near, problem.y)
-        newton = Newton(linear_tol=PAIRS_TOL)
         limit = limit_of(problem, attempt.slope, problem.span())
         wanted = jnp.minimum(threshold, limit)
-        ran = run(newton, problem, start, wanted, self.settings.max_steps)
+        ran = run(PAIRS, problem, start, wanted, self.settings.max_steps)
         # The residual of the z that is returned, which adding the centre rounds.
         z = ran.z + centre
         rounded = z - centre

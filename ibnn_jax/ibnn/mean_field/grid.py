@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ibnn_jax.ibnn.mean_field import spline
+from ibnn_jax.ibnn.mean_field.patches import Patches
 
 BLOCK = 32  # nodes whose coefficients are one row of a matrix product
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -128,7 +129,7 @@ class OneOf:
     So what is done around the grid is compiled once for all of them.
     """
 
-    grids: tuple[Grid, ...]
+    grids: tuple[Grid | Patches, ...]
     number: Int[Array, ""]
 
     @property
@@ -201,10 +202,16 @@ class Place:
         # An addition waits for the one before it where the two share some of their
         # nodes, but not all. Where neurons lie close, cells take turns at four sums.
         copies = 4 if n > grid.nodes else 1
-        group = jnp.arange(groups, dtype=jnp.int32)[:, None]
+        # And many additions to one sum, one by one, would round to the same side.
+        sections = max(1, n // max(length, 1024))
+        group = sections * jnp.arange(groups, dtype=jnp.int32)[:, None]
+        if sections > 1:
+            index = jax.lax.broadcasted_iota(jnp.int32, self.cell.shape, 1)
+            group = group + index // (-(-n // sections))
         first = (copies * group + self.cell % copies) * length + grid.halo + self.cell
         # From the neurons, so that it is sharded and varies over a mesh as they do.
-        zeros = jnp.broadcast_to(0 * self.u[:, :1], (groups, copies * length))
+        zeros = 0 * self.u[:, :1]
+        zeros = jnp.broadcast_to(zeros, (groups, sections * copies * length))
         total = jax.lax.scatter_add(
             zeros.reshape(-1),
             first.astype(jnp.uint32).reshape(-1, 1),
@@ -212,7 +219,8 @@ class Place:
             jax.lax.ScatterDimensionNumbers((1,), (), (0,)),
             mode="promise_in_bounds",
         )
-        parts = total.reshape(groups, copies, length)
+        parts = total.reshape(groups, sections, copies, length)
+        parts = parts.sum(1) if sections > 1 else parts[:, 0]
         return sum((parts[:, k] for k in range(1, copies)), parts[:, 0])
 
 

@@ -1,11 +1,11 @@
 """Which grid serves a group, and work on groups by the grid that serves them.
 
 The rule: of the grids, in the order of their cost, the first that holds the neurons
-and whose error, with the neurons at the worst places, is at most twice the tolerance:
-hardly any group is that unlucky. The groups are sorted by their grids and taken a few
-at a time, each few on the largest grid that one of them needs. So a wide group makes
-only its few neighbours pay. Likewise a slow one: it is left to a second round, which
-gathers those that the first left undone.
+and whose error, with the neurons at the worst places, is at most twice the tolerance
+(hardly any group is that unlucky) and leaves the steepest slope right. The groups are
+sorted by their grids and taken a few at a time, each few on the largest grid that one
+of them needs. So a wide group makes only its few neighbours pay. Likewise a slow one:
+it is left to a second round, which gathers those that the first left undone.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,26 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.batching import run_in_chunks
 from ibnn_jax.ibnn.mean_field.grid import OneOf
+from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR
 from ibnn_jax.ibnn.mean_field.sizes import sizes
 
 LEAST = 512  # a group counts as at least so many neurons
 
 
 def choose(
-    extent: Float[Array, "G 1"], q: Float[Array, "G 1"], tol: Float[Array, "G 1"], grids
+    extent: Float[Array, "G 1"],
+    q: Float[Array, "G 1"],
+    slope: Float[Array, "G 1"],
+    tol: Float[Array, "G 1"],
+    grids,
 ) -> Int[Array, "G"]:
-    """Which grid serves each group with |x| up to the extent; their number where none
-    does.
+    """Which grid serves each group with |x| up to the extent, where x has at most this
+    slope; their number where none does.
     """
     index = jnp.full_like(extent, len(grids), dtype=jnp.int32)
     for k, grid in reversed(list(enumerate(grids))):
         serves = (extent <= grid.reach) & (grid.error * jnp.abs(q) <= 2 * tol)
+        serves &= grid.slope_error * (slope - 1) <= SLOPE_ERROR
         index = jnp.where(serves, jnp.int32(k), index)
     return index[:, 0]
 

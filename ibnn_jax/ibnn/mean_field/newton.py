@@ -27,19 +27,30 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
+from ibnn_jax.ibnn.mean_field.patches import Patches
 from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR, bearable
 
-# Newton from the collapsed start takes up to ten
-MOST_STEPS = 16
-# Of Newton's inner solves, and their most steps: the next step corrects the rest
-LINEAR_TOL, LINEAR_STEPS = 0.7, 30
-# A step is a good one if it leaves at most so much of the residual
-PROGRESS = 0.8
-# Failed steps after which a group starts again, and after which it is given up
-RESTART, GIVE_UP = 2, 5
+LINEAR_STEPS = 30  # of Newton's inner solves, at most
+PROGRESS = 0.8  # a step is a good one if it leaves at most so much of the residual
+# A step goes too far where along it the residual comes back with this share, turned
+TOO_FAR = 0.5
 # Neurons beyond an end of the grid do not see each other. Gradients are accepted where
 # |q| times their share, less one neuron, is at most this.
 BEYOND = 3e-3
+
+
+class Effort(NamedTuple):
+    """What is done for a group before it is given up."""
+
+    steps: int
+    failures: int  # steps without progress
+    linear_tol: float  # of the inner solves: the next step corrects the rest
+    restart: int  # the step that begins again where all neurons are near
+
+
+# Where pairs solve what is left, and where nothing does: few outliers hide many neurons
+BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16)
+THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24)
 
 
 class Solved(NamedTuple):
@@ -64,10 +75,13 @@ class Response(NamedTuple):
 
 class _State(NamedTuple):
     x: Float[Array, "G n"]
+    direction: Float[Array, "G n"]  # of the last step
+    length: Float[Array, "G 1"]
+    drop: Float[Array, "G 1"]  # of the energy along it, per length, where it began
     bias: Float[Array, "G n"]
     slope: Float[Array, "G n"]
     residual: Float[Array, "G 1"]
-    before: Float[Array, "G 1"]  # the last residual
+    before: Float[Array, "G 1"]  # the residual of the last good step
     failures: Int[Array, "G 1"]
     active: Bool[Array, "G 1"]
     steps: Int[Array, "G 1"]
@@ -75,61 +89,116 @@ class _State(NamedTuple):
 
 
 def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
-    """From here Newton's method converges whatever the neurons do, if slowly."""
+    """The solution of the linearised equation: where all neurons are near."""
     return y / (1 - jnp.minimum(q, 0))
 
 
+def apart(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
+    """About the solution where the others lie around 0, and far outliers far away."""
+    far = jnp.abs(y) + jnp.minimum(q, 0)
+    return jnp.where(far > 1, jnp.sign(y) * far, collapsed(y, q))
+
+
 def solve(
-    grid: Grid | OneOf,
+    grid: Grid | Patches | OneOf,
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     x: Float[Array, "G n"],
     *,
     tol: Float[Array, "G 1"],
-    floor: Float[Array, "G 1"],
     max_steps: int,
-    left: Float[Array, ""],
+    effort: Effort = BRIEF,
+    left: Float[Array, ""] | float = 0.0,
 ) -> Solved:
-    """x with x + q G(x) = y up to tol, for y around 0.
+    """x with x + q G(x) = y up to tol and rounding, from the x given, for y around 0.
 
-    From the x given, and from the collapsed start in groups where that does not
-    converge.
+    The residual r is minus the gradient of a convex energy. Where a step u goes too
+    far, so that r . u turns negative, the secant of r . u says how much of it to take.
 
     Args:
-        floor: a residual that may be rounding alone; none below it is asked for.
         left: the share of the groups that may be left undone.
     """
-    most = min(MOST_STEPS, max_steps + 1)  # the last one only looks
+    last = min(effort.steps, max_steps + 1)  # it only looks
 
     def unfinished(active, count):
-        return (_share(active) > left) & (count < most)
+        return (_share(active) > left) & (count < last)
 
     def body(state: _State) -> _State:
         bias, slope = look(grid, state.x, q)
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
         limit = jnp.minimum(tol, bearable(slope))
-        unmet = (jnp.abs(r) > jnp.maximum(limit, floor)).any(-1, keepdims=True)
-        failed = ~(residual <= PROGRESS * state.before) & unmet
+        limit = jnp.maximum(limit, _floor(y, state.x, q, slope))
+        unmet = (jnp.abs(r) > limit).any(-1, keepdims=True)
+        rest = _mean(r * state.direction)
+        too_far = rest < -TOO_FAR * state.drop
+        failed = ~(residual <= PROGRESS * state.before) & unmet & ~too_far
         failures = state.failures + (failed & state.active).astype(jnp.int32)
-        active = state.active & unmet & (failures < GIVE_UP)
+        active = state.active & unmet & (failures < effort.failures)
         count = state.count + 1
 
-        def move(x):
-            towards = respond(grid, x, q, slope, r, tol=LINEAR_TOL, most=LINEAR_STEPS)
-            restart = failed & (failures == RESTART)
-            moved = jnp.where(restart, collapsed(y, q), x + towards.u)
-            return jnp.where(active, moved, x)
+        def move(x, direction, length, drop):
+            tol = effort.linear_tol
+            new = respond(grid, x, q, slope, r, tol=tol, most=LINEAR_STEPS).u
+            shorter = length * _ratio(drop, drop - rest)
+            moved = x + jnp.where(too_far, (shorter - length) * direction, new)
+            moved = jnp.where(count == effort.restart, collapsed(y, q), moved)
+            return (
+                jnp.where(active, moved, x),
+                jnp.where(too_far, direction, new),
+                jnp.where(too_far, shorter, 1),
+                jnp.where(too_far, drop, _mean(r * new)),
+            )
 
-        x = jax.lax.cond(unfinished(active, count), move, lambda x: x, state.x)
-        before = jnp.where(failed, jnp.inf, residual)
+        def stay(*step):
+            return step
+
+        step = jax.lax.cond(unfinished(active, count), move, stay, *state[:4])
+        before = jnp.where(too_far, state.before, residual)
+        before = jnp.where(failed | (count == effort.restart), jnp.inf, before)
         steps = state.steps + active.astype(jnp.int32)
-        return _State(x, bias, slope, residual, before, failures, active, steps, count)
+        return _State(
+            *step[:4],
+            bias=bias,
+            slope=slope,
+            residual=residual,
+            before=before,
+            failures=failures,
+            active=active,
+            steps=steps,
+            count=count,
+        )
 
-    far = jnp.full_like(tol, jnp.inf)
-    none = jnp.zeros_like(tol, dtype=jnp.int32)
-    state = _State(x, x, x, far, far, none, tol == tol, none, jnp.int32(0))
+    zeros, none = jnp.zeros_like(x), jnp.zeros_like(tol, dtype=jnp.int32)
+    far, all_of = jnp.full_like(tol, jnp.inf), tol == tol
+    state = _State(
+        x,
+        direction=zeros,
+        length=jnp.zeros_like(tol),
+        drop=jnp.zeros_like(tol),
+        bias=zeros,
+        slope=zeros,
+        residual=far,
+        before=far,
+        failures=none,
+        active=all_of,
+        steps=none,
+        count=jnp.int32(0),
+    )
     state = jax.lax.while_loop(lambda s: unfinished(s.active, s.count), body, state)
+    return _judged(grid, y, q, state)
+
+
+def _judged(
+    grid: Grid | Patches | OneOf,
+    y: Float[Array, "G n"],
+    q: Float[Array, "G 1"],
+    state: _State,
+) -> Solved:
+    """The outcome, with what the grid's errors add to the residual."""
+    r = y - state.x - q * state.bias
+    limit = jnp.maximum(bearable(state.slope), _floor(y, state.x, q, state.slope))
+    sharp = (jnp.abs(r) <= limit).all(-1, keepdims=True)
     reach = jnp.asarray(grid.reach, y.dtype)
     above, below = state.x > reach, state.x < -reach
     crowd = jnp.maximum(*(_mean(side.astype(y.dtype)) for side in (above, below)))
@@ -144,14 +213,20 @@ def solve(
     residual = state.residual + error + crowd
     # A share of d changes s by that share of |q| d s = |s - 1|.
     share = jnp.asarray(grid.slope_error, y.dtype) * (steepest - 1)
-    resolved = (share <= SLOPE_ERROR) & (crowd <= BEYOND)
+    resolved = sharp & (share <= SLOPE_ERROR) & (crowd <= BEYOND)
     done = ~state.active
     return Solved(
         state.x, state.bias, state.slope, residual, resolved, state.steps, done
     )
 
 
-def look(grid: Grid | OneOf, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
+def _floor(y, x, q, slope) -> Float[Array, "G n"]:
+    """What rounding may leave of the residual: y, q d x, and q times a sum like G."""
+    eps = float(jnp.finfo(y.dtype).eps)
+    return 4 * eps * (jnp.abs(y) + jnp.abs(x) / slope + jnp.abs(q))
+
+
+def look(grid: Grid | Patches | OneOf, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
     """(G, s) at the neurons; s = 1 outside the grid, where no slope is felt."""
 
     def on(grid, x):
@@ -164,12 +239,12 @@ def look(grid: Grid | OneOf, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
     return bias, 1 / (1 - q * slope)
 
 
-def inside(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
+def inside(grid: Grid | Patches | OneOf, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
     return jnp.abs(x) <= jnp.asarray(grid.reach, x.dtype)
 
 
 def respond(
-    grid: Grid | OneOf,
+    grid: Grid | Patches | OneOf,
     x: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     s: Float[Array, "G n"],
@@ -242,7 +317,7 @@ def respond(
     return Response(u, ok=square <= 4 * limit, done=square <= limit)
 
 
-def moment(grid: Grid | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
+def moment(grid: Grid | Patches | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
     """1/n sum_k (x_k - x_i) sech^2(x_k - x_i) at the neurons."""
 
     def on(grid, x):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import ladder, newton
-from ibnn_jax.ibnn.mean_field.limits import half_ulp, rounding
+from ibnn_jax.ibnn.mean_field.limits import half_ulp
 from ibnn_jax.ibnn.mean_field.reduced import (
     Attempt,
     Points,
@@ -15,8 +15,9 @@ from ibnn_jax.ibnn.mean_field.reduced import (
     bias_of,
 )
 
-# Of the adjoint's conjugate gradients, which a Jacobi step then improves
-ADJOINT_TOL = 5e-3
+# Of the adjoint's conjugate gradients, which a Jacobi step then improves; less in
+# groups of more neurons, among which the largest error is farther from the mean one
+ADJOINT_TOL, USUAL = 5e-3, 1000
 # Times the extent of the points, which miss that of the neurons by a little
 MARGIN = 1.1
 
@@ -25,8 +26,8 @@ def scaled(
     problem: IBNNProblem, span: Span
 ) -> tuple[Float[Array, "G n"], Float[Array, "G 1"]]:
     """(p (y - its mean), lam p)."""
-    y = problem.p * (problem.y - span.centre)
-    return y - y.mean(-1, keepdims=True), problem.lam * problem.p
+    centred, _ = problem.centred(span)
+    return problem.p * centred.y, problem.lam * problem.p
 
 
 def choose(
@@ -40,7 +41,8 @@ def choose(
     ends = jnp.concatenate([points.at_nodes[:, :1], points.at_nodes[:, -1:]], -1)
     reached = MARGIN * (p * jnp.abs(ends - mean).max(-1, keepdims=True) + 1)
     extent = jnp.where(jnp.isfinite(reached), jnp.minimum(reached, most), most)
-    return ladder.choose(extent, lam * p, p * threshold[:, None], grids)
+    slope = (1 / points.y1).max(-1, keepdims=True)
+    return ladder.choose(extent, lam * p, slope, p * threshold[:, None], grids)
 
 
 def attempt(
@@ -51,23 +53,28 @@ def attempt(
     prepared: Prepared,
     threshold: Float[Array, "G"],
     max_steps: int,
+    effort: newton.Effort,
 ) -> Attempt:
-    """The outcome on the grids in the groups of `mask`, what was before elsewhere."""
+    """The outcome on the grids in the groups of `mask`, what was before elsewhere.
+
+    threshold: the residual that is accepted, or less.
+    """
     problem, span = prepared.problem, prepared.span
 
-    def on_grid(grid, left, before, y, level, lam, p, radius, threshold):
+    def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         near = jnp.isfinite(before.bias).all(-1, keepdims=True)
-        x = jnp.where(near, y - q * before.bias, newton.collapsed(y, q))
-        floor = p * rounding(1 + jnp.abs(q[:, 0]), radius[:, 0])[:, None]
+        if effort is newton.THOROUGH:
+            near &= p * before.residual[:, None] < 1
+        x = jnp.where(near, y - q * before.bias, newton.apart(y, q))
         solved = newton.solve(
             grid,
             y,
             q,
             x,
             tol=0.5 * p * threshold[:, None],
-            floor=0.25 * floor,
             max_steps=max_steps,
+            effort=effort,
             left=left,
         )
         bias = bias_of(at, (y - solved.x) / p, solved.bias)
@@ -86,7 +93,7 @@ def attempt(
 
     y, _ = scaled(problem, span)
     _, level = problem.centred(span)
-    operands = (y, level, problem.lam, problem.p, span.radius, threshold)
+    operands = (y, level, problem.lam, problem.p, threshold)
     now = ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
     return now._replace(lost=jnp.where(mask, _lost(now, span), now.lost))
 
@@ -113,7 +120,8 @@ def adjoint(
     options: LinearSettings,
 ) -> tuple[Float[Array, "G n"], Bool[Array, "G"]]:
     """(u, whether it solves the adjoint system) in the groups of `mask`."""
-    tol = ADJOINT_TOL if options.tol is None else options.tol
+    tol = ADJOINT_TOL * min(1, (USUAL / v.shape[1]) ** 0.5)
+    tol = tol if options.tol is None else options.tol
 
     def on_grid(grid, left, before, y, q, bias, slope, v):
         response = newton.respond(

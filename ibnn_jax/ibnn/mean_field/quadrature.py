@@ -225,7 +225,7 @@ class Place(NamedTuple):
             * jnp.where(odd, u, 1)
             * jnp.where(high, u * u, 1)
         )
-        copies = 4 if n > 128 else 1
+        copies = max(4, n // 256) if n > 128 else 1
         # On the flat array: a term for every column of [groups, n] would have each of
         # its elements divide to find its column.
         row = self._rows(copies).reshape(-1) + count * (

@@ -108,7 +108,7 @@ def solve_with_cells(
     """Solve with `count` cells, from the solution with fewer where there is one.
 
     Args:
-        final: no pairs will solve what this leaves.
+        final: neither grids nor pairs will solve what this leaves.
     """
     problem = prepared.problem
     place, quadrature = _stand_ins(prepared, count)
@@ -118,6 +118,8 @@ def solve_with_cells(
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
     residual = ran.residual + _error(problem, points, ran.residual)
+    # Equal neurons see nothing of each other.
+    residual = jnp.where(prepared.span.radius[:, 0] == 0, 0, residual)
     widths = _widths(problem, points)
     sharp = residual <= limit_of(problem, slope, prepared.span)
     sharp &= _slope_error(prepared, points) <= SLOPE_ERROR
@@ -138,7 +140,8 @@ def rebuild_points(prepared: Prepared, z: Float[Array, "G 2m+2"]) -> Points:
 def _stand_ins(prepared: Prepared, count: int) -> tuple[Place, Quadrature]:
     """The neurons in `count` cells, and the points that stand for them."""
     place = _locate(prepared, Cells.spanning(prepared.span.radius, count))
-    moments = prepared.moments(place, 1 / prepared.problem.y.shape[1])
+    # Whole numbers add up without rounding: a group may be all but equal.
+    moments = [m / prepared.problem.y.shape[1] for m in prepared.moments(place, 1.0)]
     return place, place.quadrature(moments)
 
 

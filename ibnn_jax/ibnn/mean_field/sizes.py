@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 from ibnn_jax.core.batching import on_cpu, on_gpu
 from ibnn_jax.ibnn.mean_field.grid import Grid
+from ibnn_jax.ibnn.mean_field.patches import Patches
 
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
+MANY = 1024  # neurons whose pairs cost too much for those that no grid serves
+MOST = 131_072  # neurons for which patches compile in reasonable time
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,17 @@ def sizes() -> Sizes:
     return GPU if on_gpu() else OTHER
 
 
-def grids_for(n: int) -> tuple[Grid, ...]:
-    """The grids that cost less than all pairs of n neurons: a node costs some 20."""
+def grids_for(n: int) -> tuple[Grid | Patches, ...]:
+    """The grids that cost less than all pairs of n neurons: a node costs some 20.
+
+    Of many neurons what no grid serves is left to patches.
+    """
     if n <= FEW:
         return ()
-    return tuple(grid for grid in sizes().grids if 20 * grid.nodes <= n * n)
+    grids = tuple(grid for grid in sizes().grids if 20 * grid.nodes <= n * n)
+    if not grids or not MANY < n <= MOST:
+        return grids
+    return (*grids, Patches(n))
 
 
 def cells_for(n: int, grids: bool) -> tuple[int, ...]:

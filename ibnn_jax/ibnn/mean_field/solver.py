@@ -64,9 +64,11 @@ class MeanField(AbstractSolver):
     a cell, are solved again: from there Newton's method works on all neurons, at a cost
     that does not depend on what they do, because sums of tanh go through a grid in p z
     (`mean_field.newton`). That is for sigma = tanh and groups of more than 128 neurons
-    on CPUs, 267 on GPUs; others get more cells. Groups that miss the tolerance every
-    time are finished by pairwise Newton, at O(n^2) per step: always for these groups
-    only.
+    on CPUs, 267 on GPUs; others get more cells. In groups of more than 1,024 neurons
+    what no grid serves, such as far tails or a clump next to the bound, goes through
+    patches (`mean_field.patches`), which hold any neurons at some ten times the cost.
+    Groups that miss the tolerance every time are finished by pairwise Newton, at
+    O(n^2) per step: always for these groups only.
 
     Args:
         cells: m of every attempt, increasing; the error falls as m^-4 once

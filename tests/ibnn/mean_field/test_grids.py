@@ -72,12 +72,14 @@ def test_the_grid_that_serves_holds_the_neurons_and_the_tolerance():
     grids = sizes.grids_for(784)
     assert grids == sizes.CPU.grids and sizes.grids_for(64) == ()
     extent, q = jnp.array([[5.0], [60.0], [1e5]]), jnp.full((3, 1), -0.5)
-    index = ladder.choose(extent, q, jnp.full((3, 1), 0.02), grids)
+    tol, gentle = jnp.full((3, 1), 0.02), jnp.ones((3, 1))
+    index = ladder.choose(extent, q, gentle, tol, grids)
     assert index[0] == 0 and index[2] == len(grids)
     cheaper, serves = grids[int(index[1]) - 1], grids[int(index[1])]
     assert cheaper.reach < extent[1] <= serves.reach
-    index = ladder.choose(extent, q, jnp.full((3, 1), 1e-9), grids)
-    assert (index == len(grids)).all()
+    for slope, wanted in ((gentle, 1e-9 * tol), (100 * gentle, tol)):
+        index = ladder.choose(extent, q, slope, wanted, grids)
+        assert (index == len(grids)).all()
 
 
 def test_groups_that_a_round_leaves_undone_are_gathered_and_asked_again():
