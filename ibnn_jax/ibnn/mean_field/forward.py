@@ -32,8 +32,8 @@ from ibnn_jax.ibnn.mean_field.reduced import (
 )
 from ibnn_jax.solvers.newton import Newton
 
-# Of Newton's inner solves on pairs: relative to the largest residual, an outlier's,
-# beside which the others have to be solved too
+# On pairs. Its inner solves are relative to the largest residual, an outlier's, beside
+# which the others have to be solved too
 PAIRS = Newton(linear_tol=0.01)
 
 

@@ -153,6 +153,9 @@ class OneOf:
         return jax.lax.switch(self.number, branches, *arrays)
 
 
+AnyGrid = Grid | Patches | OneOf
+
+
 @dataclass(frozen=True)
 class Place:
     """Neurons on a grid: the cell, and the fraction of the cell to the left."""

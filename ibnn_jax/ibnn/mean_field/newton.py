@@ -19,6 +19,7 @@ acts as sech^2 does. Less the mean of d, nothing is left of it where all neurons
 near.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,13 +27,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from ibnn_jax.ibnn.mean_field.grid import Grid, OneOf
-from ibnn_jax.ibnn.mean_field.patches import Patches
+from ibnn_jax.ibnn.mean_field.grid import AnyGrid
 from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR, bearable
 
 LINEAR_STEPS = 30  # of Newton's inner solves, at most
 PROGRESS = 0.8  # a step is a good one if it leaves at most so much of the residual
-# A step goes too far where along it the residual comes back with this share, turned
+# A step goes too far if the energy rises at its end by this share of how it fell at
+# its beginning
 TOO_FAR = 0.5
 # Neurons beyond an end of the grid do not see each other. Gradients are accepted where
 # |q| times their share, less one neuron, is at most this.
@@ -46,11 +47,13 @@ class Effort(NamedTuple):
     failures: int  # steps without progress
     linear_tol: float  # of the inner solves: the next step corrects the rest
     restart: int  # the step that begins again where all neurons are near
+    near: float  # p times the largest residual of a start that is believed
 
 
-# Where pairs solve what is left, and where nothing does: few outliers hide many neurons
-BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16)
-THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24)
+# Where pairs solve what is left, and where nothing does: there inner solves are finer,
+# because an outlier's residual hides those of many neurons
+BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16, near=math.inf)
+THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24, near=1)
 
 
 class Solved(NamedTuple):
@@ -77,7 +80,7 @@ class _State(NamedTuple):
     x: Float[Array, "G n"]
     direction: Float[Array, "G n"]  # of the last step
     length: Float[Array, "G 1"]
-    drop: Float[Array, "G 1"]  # of the energy along it, per length, where it began
+    drop: Float[Array, "G 1"]  # how fast the energy fell along it where it began
     bias: Float[Array, "G n"]
     slope: Float[Array, "G n"]
     residual: Float[Array, "G 1"]
@@ -100,7 +103,7 @@ def apart(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]
 
 
 def solve(
-    grid: Grid | Patches | OneOf,
+    grid: AnyGrid,
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     x: Float[Array, "G n"],
@@ -158,7 +161,7 @@ def solve(
         before = jnp.where(failed | (count == effort.restart), jnp.inf, before)
         steps = state.steps + active.astype(jnp.int32)
         return _State(
-            *step[:4],
+            *step,
             bias=bias,
             slope=slope,
             residual=residual,
@@ -190,7 +193,7 @@ def solve(
 
 
 def _judged(
-    grid: Grid | Patches | OneOf,
+    grid: AnyGrid,
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     state: _State,
@@ -226,7 +229,7 @@ def _floor(y, x, q, slope) -> Float[Array, "G n"]:
     return 4 * eps * (jnp.abs(y) + jnp.abs(x) / slope + jnp.abs(q))
 
 
-def look(grid: Grid | Patches | OneOf, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
+def look(grid: AnyGrid, x: Float[Array, "G n"], q: Float[Array, "G 1"]):
     """(G, s) at the neurons; s = 1 outside the grid, where no slope is felt."""
 
     def on(grid, x):
@@ -239,12 +242,12 @@ def look(grid: Grid | Patches | OneOf, x: Float[Array, "G n"], q: Float[Array, "
     return bias, 1 / (1 - q * slope)
 
 
-def inside(grid: Grid | Patches | OneOf, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
+def inside(grid: AnyGrid, x: Float[Array, "G n"]) -> Bool[Array, "G n"]:
     return jnp.abs(x) <= jnp.asarray(grid.reach, x.dtype)
 
 
 def respond(
-    grid: Grid | Patches | OneOf,
+    grid: AnyGrid,
     x: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     s: Float[Array, "G n"],
@@ -317,7 +320,7 @@ def respond(
     return Response(u, ok=square <= 4 * limit, done=square <= limit)
 
 
-def moment(grid: Grid | Patches | OneOf, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
+def moment(grid: AnyGrid, x: Float[Array, "G n"]) -> Float[Array, "G n"]:
     """1/n sum_k (x_k - x_i) sech^2(x_k - x_i) at the neurons."""
 
     def on(grid, x):

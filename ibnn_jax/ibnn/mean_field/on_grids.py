@@ -24,10 +24,10 @@ MARGIN = 1.1
 
 def scaled(
     problem: IBNNProblem, span: Span
-) -> tuple[Float[Array, "G n"], Float[Array, "G 1"]]:
-    """(p (y - its mean), lam p)."""
-    centred, _ = problem.centred(span)
-    return problem.p * centred.y, problem.lam * problem.p
+) -> tuple[Float[Array, "G n"], Float[Array, "G 1"], Float[Array, "G 1"]]:
+    """(p (y - its mean), lam p, the mean)."""
+    centred, mean = problem.centred(span)
+    return problem.p * centred.y, problem.lam * problem.p, mean
 
 
 def choose(
@@ -64,8 +64,7 @@ def attempt(
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         near = jnp.isfinite(before.bias).all(-1, keepdims=True)
-        if effort is newton.THOROUGH:
-            near &= p * before.residual[:, None] < 1
+        near &= p * before.residual[:, None] <= effort.near
         x = jnp.where(near, y - q * before.bias, newton.apart(y, q))
         solved = newton.solve(
             grid,
@@ -91,8 +90,7 @@ def attempt(
         )
         return now, solved.done[:, 0]
 
-    y, _ = scaled(problem, span)
-    _, level = problem.centred(span)
+    y, _, level = scaled(problem, span)
     operands = (y, level, problem.lam, problem.p, threshold)
     now = ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
     return now._replace(lost=jnp.where(mask, _lost(now, span), now.lost))
@@ -139,7 +137,7 @@ def adjoint(
         lost = ~jnp.isfinite(v.max(-1) - v.min(-1))
         return (response.u, response.ok[:, 0] | lost), response.done[:, 0] | lost
 
-    y, q = scaled(prepared.problem, prepared.span)
+    y, q, _ = scaled(prepared.problem, prepared.span)
     operands = (y, q, attempt.bias, attempt.slope, v)
     return ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
 
@@ -157,6 +155,6 @@ def bias_by_p(
     def on_grid(grid, _, y, q, p, bias):
         return newton.moment(grid, y - q * bias) / p
 
-    y, q = scaled(prepared.problem, prepared.span)
+    y, q, _ = scaled(prepared.problem, prepared.span)
     operands = (y, q, prepared.problem.p, bias)
     return ladder.run_on_grids(mask, index, grids, on_grid, before, *operands)

@@ -10,7 +10,6 @@ class Plan(NamedTuple):
     """The attempts, each for the groups that those before it have not solved."""
 
     cells: tuple[int, ...]  # of every attempt on points
-    grids: tuple[
-        Grid | Patches, ...
-    ]  # of the one attempt on grids; empty where there is none
+    # Of the one attempt on grids; empty where there is none
+    grids: tuple[Grid | Patches, ...]
     pairs: bool  # whether the rest is solved pairwise

@@ -217,7 +217,8 @@ class Place(NamedTuple):
 
         The powers in a row are products of u and u^2, which vectorises. Neighbours in
         an image are alike and often share a cell. With one sum for all of them each
-        addition waits for the one before, so they take turns at several sums."""
+        addition waits for the one before, so they take turns at several sums. Of many
+        neurons more sums: thousands of equal numbers would round to the same side."""
         (groups, n), count = self.cell.shape, self.cells.count
         u, odd, high = self.u[..., None], np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
         rows = (
