@@ -145,10 +145,12 @@ def solve(
             new = respond(grid, x, q, slope, r, tol=tol, most=LINEAR_STEPS).u
             shorter = length * _ratio(drop, drop - rest)
             moved = x + jnp.where(too_far, (shorter - length) * direction, new)
-            moved = jnp.where(count == effort.restart, collapsed(y, q), moved)
+            again = count == effort.restart
+            moved = jnp.where(again, collapsed(y, q), moved)
+            direction = jnp.where(too_far, direction, new)
             return (
                 jnp.where(active, moved, x),
-                jnp.where(too_far, direction, new),
+                jnp.where(again, 0, direction),  # a step to nowhere goes not too far
                 jnp.where(too_far, shorter, 1),
                 jnp.where(too_far, drop, _mean(r * new)),
             )
