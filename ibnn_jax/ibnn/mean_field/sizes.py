@@ -8,7 +8,7 @@ from ibnn_jax.ibnn.mean_field.patches import Patches
 
 FEW = 128  # neurons whose pairs are worth no compilation of a grid
 MANY = 1024  # neurons whose pairs cost too much for those that no grid serves
-MOST = 131_072  # neurons for which patches compile in reasonable time
+MOST = 131_072  # neurons beyond which patches would take more memory than all else
 
 
 @dataclass(frozen=True)
