@@ -128,12 +128,19 @@ def run_where(mask: Bool[Array, "G"], f: Callable, x, *operands, side: int):
 
 
 def run_in_chunks(
-    mask: Bool[Array, "G"], key: Array, chunk: int, f: Callable, x, *operands
+    mask: Bool[Array, "G"],
+    key: Array,
+    chunk: int,
+    f: Callable,
+    x,
+    *operands,
+    kind: Array | None = None,
 ):
     """x with f(x, *operands) in the groups of `mask`, `chunk` of them at a time.
 
     They are taken by ascending `key` [G]; every key inside the mask must be less than
-    every key outside. Every leaf of x and of the operands is led by groups.
+    every key outside. Groups of different `kind` [G], which must not fall with the
+    key, are not taken together. Every leaf of x and of the operands is led by groups.
     """
     groups = mask.shape[0]
     if isinstance(groups, int) and groups == 0:
@@ -150,6 +157,8 @@ def run_in_chunks(
             start, x = carry
             rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
             asked = start + jnp.arange(chunk, dtype=jnp.int32) < count
+            if kind is not None:
+                asked &= kind[rows] == kind[rows[0]]
             taken = jnp.where(asked, rows, rows[0])  # the others repeat the first
             part = jax.tree.map(lambda a: a.at[taken].get(mode="clip"), (x, *operands))
             new = f(*part)
@@ -158,7 +167,7 @@ def run_in_chunks(
             def put(old, a):
                 return old.at[put_at].set(a, mode="drop")
 
-            return start + chunk, jax.tree.map(put, x, new)
+            return start + asked.sum(dtype=jnp.int32), jax.tree.map(put, x, new)
 
         start = jnp.zeros_like(count, dtype=jnp.int32)
         return jax.lax.while_loop(lambda carry: carry[0] < count, body, (start, x))[1]

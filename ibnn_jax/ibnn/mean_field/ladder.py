@@ -4,12 +4,14 @@ The rule: of the grids, in the order of their cost, the first that holds the neu
 and whose error, with the neurons at the worst places, is at most twice the tolerance
 (hardly any group is that unlucky) and leaves the steepest slope right. The groups are
 sorted by their grids and taken a few at a time, each few on the largest grid that one
-of them needs. So a wide group makes only its few neighbours pay. Likewise a slow one:
+of them needs, but never on one that errs more. So a wide group makes only its few
+neighbours pay. Likewise a slow one:
 it is left to a second round, which gathers those that the first left undone.
 """
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,19 @@ def run_on_grids(
 
     chunk = max(1, sizes().together // max(operands[0].shape[1], LEAST))
     key = jnp.where(mask, index, len(grids) + 1)
-    return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands)
+    kind = jnp.asarray(_kinds(grids), jnp.int32)[jnp.minimum(index, len(grids) - 1)]
+    return run_in_chunks(mask, key, chunk, on_largest, x, index, *operands, kind=kind)
+
+
+def _kinds(grids) -> list[int]:
+    """Each grid's kind: one that holds more and errs more than the last is the next.
+
+    In place of a grid any later one of its kind serves as well.
+    """
+    kinds = [0]
+    for last, grid in pairwise(grids):
+        kinds.append(kinds[-1] + (grid.error > last.error))
+    return kinds
 
 
 def _asked(f: Callable, left, grid, state, *operands):

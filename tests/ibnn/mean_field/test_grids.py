@@ -95,6 +95,21 @@ def test_groups_that_a_round_leaves_undone_are_gathered_and_asked_again():
     assert (times == jnp.where(mask, jnp.where(slow, 2, 1), 0)).all()
 
 
+def test_no_group_goes_to_a_grid_that_errs_more_or_holds_less_than_its_own():
+    grids = sizes.CPU.grids
+    index = jnp.arange(300, dtype=jnp.int32) % len(grids)
+    mask = jnp.arange(300) % 5 != 0
+
+    def on_grid(grid, x, _):
+        return jnp.stack([0 * x[:, 0] + grid.error, 0 * x[:, 0] + grid.reach], -1)
+
+    blank, y = jnp.zeros((300, 2)), jnp.zeros((300, ladder.LEAST))
+    found = ladder.run_on_grids(mask, index, grids, on_grid, blank, y)
+    error, reach = jnp.asarray([(grid.error, grid.reach) for grid in grids])[index].T
+    assert (found[:, 0] <= error).all() and not found[~mask].any()
+    assert (found[:, 1] >= jnp.where(mask, reach, 0)).all()
+
+
 def wide():
     """y [kind, width, lam, n], lam and p alike with size 1 on n, p = 10."""
     kinds = draws(np.random.default_rng(0))[:, None, None]
