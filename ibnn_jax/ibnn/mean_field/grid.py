@@ -1,5 +1,6 @@
 """A grid of x = p z on which sums of tanh are products with constant numbers."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -180,17 +181,33 @@ class Place:
 
     def read(self, *coefficients: Float[Array, "G nodes"]) -> tuple[Array, ...]:
         """The functions of these coefficients at the neurons."""
-        u, v, row = self.u, 1 - self.u, self._rows()
-        sixth = jnp.asarray(1 / 6, u.dtype)
+        u, v = self.u, 1 - self.u
         weights = (v * v * v, _middle(u), _middle(v), u * u * u)
-        return tuple(
-            sixth
-            * sum(
-                weight * flat.at[row + jnp.uint32(k)].get(mode="promise_in_bounds")
-                for k, weight in enumerate(weights)
-            )
-            for flat in (c.reshape(-1) for c in coefficients)
-        )
+        return tuple(_sum(weights, self._taken(c)) * (1 / 6) for c in coefficients)
+
+    def read_with_slope(
+        self, coefficients: Float[Array, "G nodes"]
+    ) -> tuple[Float[Array, "G n"], Float[Array, "G n"]]:
+        """The function of these coefficients and its derivative at the neurons."""
+        u, v, taken = self.u, 1 - self.u, self._taken(coefficients)
+        (value,) = self.read(coefficients)
+        weights = (-v * v, u * (3 * u - 4), v * (4 - 3 * v), u * u)
+        return value, _sum(weights, taken) * (0.5 / self.grid.spacing)
+
+    def samples(
+        self, coefficients: Float[Array, "G nodes"]
+    ) -> tuple[Float[Array, "1 k"], Float[Array, "G k"]]:
+        """(t from left to right, the function there): the ends of all cells."""
+        cells = self.grid.cells
+        t = (np.arange(cells + 1) - cells / 2) * self.grid.spacing
+        left, here, right = (coefficients[:, k : k + cells + 1] for k in range(3))
+        return jnp.asarray(t, self.u.dtype)[None], (left + 4 * here + right) * (1 / 6)
+
+    def _taken(self, coefficients):
+        """The coefficients at the four nodes of every neuron."""
+        flat, row = coefficients.reshape(-1), self._rows()
+        index = (row + jnp.uint32(k) for k in range(4))
+        return [flat.at[i].get(mode="promise_in_bounds") for i in index]
 
     def _rows(self):
         """Where each neuron's first node lies among the nodes of all groups."""
@@ -225,6 +242,11 @@ class Place:
         parts = total.reshape(groups, sections, copies, length)
         parts = parts.sum(1) if sections > 1 else parts[:, 0]
         return sum((parts[:, k] for k in range(1, copies)), parts[:, 0])
+
+
+def _sum(weights, values) -> Array:
+    first, *others = map(operator.mul, weights, values)
+    return sum(others, first)
 
 
 def _middle(u):

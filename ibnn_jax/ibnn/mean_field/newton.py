@@ -19,7 +19,6 @@ acts as sech^2 does. Less the mean of d, nothing is left of it where all neurons
 near.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -29,8 +28,15 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.ibnn.mean_field.grid import AnyGrid
 from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR, bearable
+from ibnn_jax.ibnn.mean_field.starts import collapsed
 
 LINEAR_STEPS = 30  # of Newton's inner solves, at most
+# They are solved to so many times what would do if their step were the last, and at
+# least to the second
+LAST, FINEST = 20, 0.1
+TRUST = (
+    3  # a Jacobi step leaves |1 - s| of a residual, and is taken to leave so much more
+)
 PROGRESS = 0.8  # a step is a good one if it leaves at most so much of the residual
 # A step goes too far if the energy rises at its end by this share of how it fell at
 # its beginning
@@ -45,15 +51,14 @@ class Effort(NamedTuple):
 
     steps: int
     failures: int  # steps without progress
-    linear_tol: float  # of the inner solves: the next step corrects the rest
+    linear_tol: float  # of the inner solves, at most: the next step corrects the rest
     restart: int  # the step that begins again where all neurons are near
-    near: float  # p times the largest residual of a start that is believed
 
 
 # Where pairs solve what is left, and where nothing does: there inner solves are finer,
 # because an outlier's residual hides those of many neurons
-BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16, near=math.inf)
-THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24, near=1)
+BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16)
+THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24)
 
 
 class Solved(NamedTuple):
@@ -91,17 +96,6 @@ class _State(NamedTuple):
     count: Array
 
 
-def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
-    """The solution of the linearised equation: where all neurons are near."""
-    return y / (1 - jnp.minimum(q, 0))
-
-
-def apart(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
-    """About the solution where the others lie around 0, and far outliers far away."""
-    far = jnp.abs(y) + jnp.minimum(q, 0)
-    return jnp.where(far > 1, jnp.sign(y) * far, collapsed(y, q))
-
-
 def solve(
     grid: AnyGrid,
     y: Float[Array, "G n"],
@@ -131,7 +125,8 @@ def solve(
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
         limit = jnp.minimum(tol, bearable(slope))
-        limit = jnp.maximum(limit, _floor(y, state.x, q, slope))
+        floor = _floor(y, state.x, q, slope)  # a bound, so not for the start
+        limit = jnp.where(state.count > 0, jnp.maximum(limit, floor), limit)
         unmet = (jnp.abs(r) > limit).any(-1, keepdims=True)
         rest = _mean(r * state.direction)
         too_far = rest < -TOO_FAR * state.drop
@@ -141,8 +136,10 @@ def solve(
         count = state.count + 1
 
         def move(x, direction, length, drop):
-            tol = effort.linear_tol
-            new = respond(grid, x, q, slope, r, tol=tol, most=LINEAR_STEPS).u
+            inner = LAST * tol / residual
+            inner = jnp.where(inner < FINEST, 1, inner)  # it will not be the last
+            inner = jnp.minimum(inner, effort.linear_tol)
+            new = respond(grid, x, q, slope, r, tol=inner, most=LINEAR_STEPS).u
             shorter = length * _ratio(drop, drop - rest)
             moved = x + jnp.where(too_far, (shorter - length) * direction, new)
             again = count == effort.restart
@@ -255,7 +252,7 @@ def respond(
     s: Float[Array, "G n"],
     f: Float[Array, "G n"],
     *,
-    tol: float,
+    tol: Float[Array, "G 1"] | float,
     most: int,
     start: Float[Array, "G n"] | None = None,
     left: Float[Array, ""] | float = 0.0,
@@ -287,15 +284,19 @@ def respond(
         eta = q * grid.run(on, x, u) - level * _mean(u)
         return jnp.where(within, eta, 0)
 
+    leaves = TRUST * jnp.abs(1 - s).max(-1, keepdims=True)
+    leaves = jnp.minimum(leaves, 1)  # of a residual, by the Jacobi step at the end
+
     def size(r):
         return _mean(s * r * r)
+
+    def unfinished(square):
+        return _share(leaves**2 * square > limit) > left
 
     def body(state):
         i, u, r, direction, square, _ = state
         image = direction / s + seen(direction)
-        # The start is taken as a step, and the first step from there is one of the
-        # Jacobi kind, not of conjugate gradients: as the last it leaves out less.
-        whole = i < 1
+        whole = i < 0  # the start is taken as a step
         length = _ratio(square, _mean(direction * image))
         length = jnp.where(whole, 1, length)
         rest = r - length * image
@@ -307,16 +308,16 @@ def respond(
         u, r = u + length * direction, rest
         turn = jnp.where(whole, 0, _ratio(new, square))
         direction = s * r + turn * direction
-        return i + 1, u, r, direction, new, _share(new > limit) > left
+        return i + 1, u, r, direction, new, unfinished(new)
 
     square = size(f)
     limit = tol * tol * square
     step, direction = (0, s * f) if start is None else (-1, start)
     first = jnp.int32(step), jnp.zeros_like(f), f, direction, square
-    state = (*first, _share(square > limit) > left)
+    state = (*first, unfinished(square))
     state = jax.lax.while_loop(lambda s: s[-1] & (s[0] <= most), body, state)
     _, u, r, _, square, _ = state
-    u = u + s * r  # a Jacobi step, for which all is at hand
+    u, square = u + s * r, leaves**2 * square  # a Jacobi step: all is at hand
     excess = _mean(jnp.where(within, u, 0)) / share
     u = jnp.where(within, u - excess + mean, u)
     return Response(u, ok=square <= 4 * limit, done=square <= limit)

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
-from ibnn_jax.ibnn.mean_field import ladder, newton
+from ibnn_jax.ibnn.mean_field import ladder, newton, starts
 from ibnn_jax.ibnn.mean_field.limits import half_ulp
 from ibnn_jax.ibnn.mean_field.reduced import (
     Attempt,
@@ -63,9 +63,8 @@ def attempt(
 
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
-        near = jnp.isfinite(before.bias).all(-1, keepdims=True)
-        near &= p * before.residual[:, None] <= effort.near
-        x = jnp.where(near, y - q * before.bias, newton.apart(y, q))
+        residual, slope = p * before.residual[:, None], before.slope
+        x = starts.begin(grid, y - q * before.bias, y, q, residual, slope)
         solved = newton.solve(
             grid,
             y,

@@ -28,6 +28,7 @@ from ibnn_jax.ibnn.sigmas import tanh
 
 NODES = 10  # of a cell; each one more takes six times off the error
 NEAR = 8  # tanh(8) is 1 to seven digits
+SAMPLES = 5  # of a cell, its ends among them
 EMPTY = 1e30  # where patches lie that hold no neuron
 TOGETHER = 32  # patches whose sums are taken at a time: their matrices stay in cache
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -162,6 +163,44 @@ class Place:
     def read(self, *coefficients: Float[Array, "G most nodes"]) -> tuple[Array, ...]:
         """The functions of these coefficients at the neurons."""
         return tuple(self._read(c) for c in coefficients)
+
+    def read_with_slope(
+        self, coefficients: Float[Array, "G most nodes"]
+    ) -> tuple[Float[Array, "G n"], Float[Array, "G n"]]:
+        """The function of these coefficients and its derivative at the neurons."""
+        derivative = np.zeros((NODES, NODES))
+        derivative[:, :-1] = 2 * np.polynomial.chebyshev.chebder(np.eye(NODES)).T
+        derivative = jnp.asarray(derivative, coefficients.dtype)
+        slopes = jnp.matmul(coefficients, derivative, precision=HIGHEST)
+        return self._read(coefficients), self._read(slopes)
+
+    def samples(
+        self, bias: Float[Array, "G most nodes"]
+    ) -> tuple[Float[Array, "G k"], Float[Array, "G k"]]:
+        """(t from left to right, G there) for the coefficients of G, in every patch and
+        in the gaps around it.
+
+        Into a gap tanh reaches like exp(-2 t); in its middle all of it are signs.
+        """
+        dtype, n, none = bias.dtype, self.u.shape[1], (0, 0)
+        u = np.linspace(-0.5, 0.5, SAMPLES)
+        at_u = np.polynomial.chebyshev.chebvander(2 * u, NODES - 1).T
+        values = jnp.matmul(bias, jnp.asarray(at_u, dtype), precision=HIGHEST)
+        t = self.cell[..., None] + jnp.asarray(u + 0.5, dtype)
+        # With one more patch at each end, infinitely far away
+        values, ends = (
+            jnp.pad(values, (none, (1, 1), none)),
+            (none, (-EMPTY, EMPTY), none),
+        )
+        t = jnp.pad(t, (none, (1, 1), none), constant_values=ends)
+        left, right = t[:, :-1, -1:], t[:, 1:, :1]
+        step = jnp.minimum((right - left) / 3, 1.5)
+        signs = 1 - 2 * jnp.asarray(self.first, dtype)[..., None] / n
+        reach = jnp.concatenate([values[:, :-1, -1:], values[:, 1:, :1]], -1) - signs
+        in_gap = signs + reach * jnp.exp(-2 * step)
+        t = jnp.concatenate([left + step, right - step, t[:, 1:]], -1)
+        values = jnp.concatenate([in_gap, values[:, 1:]], -1)
+        return t.reshape(len(t), -1), values.reshape(len(t), -1)
 
     def _read(self, coefficients):
         row = jnp.arange(len(self.u), dtype=jnp.int32)[:, None]
