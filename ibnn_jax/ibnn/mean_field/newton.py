@@ -31,9 +31,7 @@ from ibnn_jax.ibnn.mean_field.limits import SLOPE_ERROR, bearable
 from ibnn_jax.ibnn.mean_field.starts import collapsed
 
 LINEAR_STEPS = 30  # of Newton's inner solves, at most
-# They are solved to so many times what would do if their step were the last, and at
-# least to the second
-LAST, FINEST = 20, 0.1
+LAST, FINEST = 20, 0.1  # `_inner_tol`
 TRUST = (
     3  # a Jacobi step leaves |1 - s| of a residual, and is taken to leave so much more
 )
@@ -125,7 +123,7 @@ def solve(
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
         limit = jnp.minimum(tol, bearable(slope))
-        floor = _floor(y, state.x, q, slope)  # a bound, so not for the start
+        floor = _floor(y, state.x, q, slope)
         limit = jnp.where(state.count > 0, jnp.maximum(limit, floor), limit)
         unmet = (jnp.abs(r) > limit).any(-1, keepdims=True)
         rest = _mean(r * state.direction)
@@ -136,9 +134,7 @@ def solve(
         count = state.count + 1
 
         def move(x, direction, length, drop):
-            inner = LAST * tol / residual
-            inner = jnp.where(inner < FINEST, 1, inner)  # it will not be the last
-            inner = jnp.minimum(inner, effort.linear_tol)
+            inner = _inner_tol(tol / residual, effort.linear_tol)
             new = respond(grid, x, q, slope, r, tol=inner, most=LINEAR_STEPS).u
             shorter = length * _ratio(drop, drop - rest)
             moved = x + jnp.where(too_far, (shorter - length) * direction, new)
@@ -189,6 +185,15 @@ def solve(
     )
     state = jax.lax.while_loop(lambda s: unfinished(s.active, s.count), body, state)
     return _judged(grid, y, q, state)
+
+
+def _inner_tol(wanted, most: float):
+    """How far to solve for a step after which this share of the residual is wanted.
+
+    Further if it may be the last step; that is no matter of a share below `FINEST`.
+    """
+    tol = LAST * wanted
+    return jnp.minimum(jnp.where(tol < FINEST, most, tol), most)
 
 
 def _judged(
