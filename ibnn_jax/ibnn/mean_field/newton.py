@@ -122,9 +122,9 @@ def solve(
         bias, slope = look(grid, state.x, q)
         r = y - state.x - q * bias
         residual = jnp.abs(r).max(-1, keepdims=True)
-        limit = jnp.minimum(tol, bearable(slope))
-        floor = _floor(y, state.x, q, slope)
-        limit = jnp.where(state.count > 0, jnp.maximum(limit, floor), limit)
+        # A start is not accepted for what rounding may leave of a solution.
+        floor = jnp.where(state.count > 0, _floor(y, state.x, q, slope), 0)
+        limit = jnp.maximum(jnp.minimum(tol, bearable(slope)), floor)
         unmet = (jnp.abs(r) > limit).any(-1, keepdims=True)
         rest = _mean(r * state.direction)
         too_far = rest < -TOO_FAR * state.drop
@@ -134,8 +134,8 @@ def solve(
         count = state.count + 1
 
         def move(x, direction, length, drop):
-            inner = _inner_tol(tol / residual, effort.linear_tol)
-            new = respond(grid, x, q, slope, r, tol=inner, most=LINEAR_STEPS).u
+            to = _inner_tol(tol / residual, effort.linear_tol)
+            new = respond(grid, x, q, slope, r, tol=to, most=LINEAR_STEPS).u
             shorter = length * _ratio(drop, drop - rest)
             moved = x + jnp.where(too_far, (shorter - length) * direction, new)
             again = count == effort.restart
@@ -148,10 +148,8 @@ def solve(
                 jnp.where(too_far, drop, _mean(r * new)),
             )
 
-        def stay(*step):
-            return step
-
-        step = jax.lax.cond(unfinished(active, count), move, stay, *state[:4])
+        going = unfinished(active, count)
+        step = jax.lax.cond(going, move, lambda *step: step, *state[:4])
         before = jnp.where(too_far, state.before, residual)
         before = jnp.where(failed | (count == effort.restart), jnp.inf, before)
         steps = state.steps + active.astype(jnp.int32)
