@@ -27,15 +27,19 @@ def begin(
     residual: Float[Array, "G 1"],
     slope: Float[Array, "G n"],
 ) -> Float[Array, "G n"]:
-    """A better x, from one of this residual and slope in y."""
-    rough = ~(residual <= ROUGH) & (q < 0)
+    """A better x, from one of this residual and slope in y.
+
+    Anew where that is hopeless; else by a Jacobi step, if most groups are not steep.
+    """
+    rough = ~(residual <= ROUGH)  # or NaN
     steep = slope.max(-1) > STEEP
     how = jnp.where(2 * steep.mean() < 1, 1, 0)
     how = jnp.where(rough.any(), 2, how)
 
     def anew(x):
-        x = jnp.where(rough, pooled(y, q), x)
-        return jax.lax.fori_loop(0, 2, lambda _, x: at_rest(grid, x, y, q), x)
+        start = jnp.where(rough, pooled(y, q), x)
+        rest = jax.lax.fori_loop(0, 2, lambda _, x: at_rest(grid, x, y, q), start)
+        return jnp.where(rough, rest, x)
 
     def better(x):
         return relaxed(grid, x, y, q)
@@ -111,9 +115,9 @@ def _ends(n: int) -> np.ndarray:
 
 
 def pooled(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"]:
-    """The solution for q < 0 if tanh were the sign, about.
+    """About the solution if tanh were the sign.
 
-    Number k of n in ascending order is then pushed by q (1 - (2k + 1) / n), and what
+    Number k of n in ascending order is then pushed by -q (1 - (2k + 1) / n), and what
     would be pushed past each other stays together: isotonic regression, here of the
     means of blocks.
     """
