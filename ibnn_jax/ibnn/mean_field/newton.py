@@ -51,12 +51,13 @@ class Effort(NamedTuple):
     failures: int  # steps without progress
     linear_tol: float  # of the inner solves, at most: the next step corrects the rest
     restart: int  # the step that begins again where all neurons are near
+    hopeless: float  # p times the residual of a start that is not believed
 
 
 # Where pairs solve what is left, and where nothing does: there inner solves are finer,
 # because an outlier's residual hides those of many neurons
-BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16)
-THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24)
+BRIEF = Effort(steps=16, failures=5, linear_tol=0.7, restart=16, hopeless=300)
+THOROUGH = Effort(steps=80, failures=20, linear_tol=0.1, restart=24, hopeless=5)
 
 
 class Solved(NamedTuple):

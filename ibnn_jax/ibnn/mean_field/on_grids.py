@@ -63,8 +63,9 @@ def attempt(
 
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
-        residual, slope = p * before.residual[:, None], before.slope
-        x = starts.begin(grid, y - q * before.bias, y, q, residual, slope)
+        x, residual = y - q * before.bias, p * before.residual[:, None]
+        hopeless = effort.hopeless
+        x = starts.begin(grid, x, y, q, residual, before.slope, hopeless)
         solved = newton.solve(
             grid,
             y,

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from ibnn_jax.ibnn.mean_field.grid import AnyGrid
 
 BLOCKS = 64  # into which `pooled` divides the neurons, at least
-ROUGH = 300  # the residual of a start that is nowhere near the solution
 # A slope s of x in y: a step of Jacobi's method takes errors that all share s - 1 times
 STEEP = 1.5
 
@@ -26,12 +25,14 @@ def begin(
     q: Float[Array, "G 1"],
     residual: Float[Array, "G 1"],
     slope: Float[Array, "G n"],
+    hopeless: float,
 ) -> Float[Array, "G n"]:
     """A better x, from one of this residual and slope in y.
 
-    Anew where that is hopeless; else by a Jacobi step, if most groups are not steep.
+    Anew where the residual is `hopeless` or more; else by a Jacobi step, if most groups
+    are not steep.
     """
-    rough = ~(residual <= ROUGH)  # or NaN
+    rough = ~(residual < hopeless)  # or NaN
     steep = slope.max(-1) > STEEP
     how = jnp.where(2 * steep.mean() < 1, 1, 0)
     how = jnp.where(rough.any(), 2, how)
