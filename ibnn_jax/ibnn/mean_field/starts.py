@@ -131,7 +131,8 @@ def pooled(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G n"
     upto = jnp.pad(jnp.cumsum(pushed, axis=1), ((0, 0), (1, 0)))[:, ends]
     # The mean from block i to block k; the least of those from i to k or beyond
     many = (ends[1:] - ends[:-1, None])[None]
-    means = (upto[:, None, 1:] - upto[:, :-1, None]) / np.where(many > 0, many, 1)
+    sums = upto[:, None, 1:] - upto[:, :-1, None]
+    means = sums / np.where(many > 0, many, 1).astype(y.dtype)
     means = jnp.where(many > 0, means, jnp.inf)
     least = jax.lax.cummin(means, axis=2, reverse=True)
     level = jnp.where(many > 0, least, -jnp.inf).max(1)
