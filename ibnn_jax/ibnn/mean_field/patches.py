@@ -83,7 +83,8 @@ class Patches:
         # From the neurons, so that it is sharded and varies over a mesh as they do.
         blank = jnp.broadcast_to(0 * order[:, :1], (groups, self.most + 1))
         first = (blank + n).at[row, patch].min(index, mode="drop")
-        lies = (blank + jnp.asarray(EMPTY, dtype)).at[row, patch].min(cell, mode="drop")
+        nowhere = blank.astype(dtype) + EMPTY
+        lies = nowhere.at[row, patch].min(cell, mode="drop")
         return Place(order, patch, x - cell - 0.5, first, lies[:, : self.most], self)
 
     def bias(self, charges: Charges) -> Float[Array, "G most nodes"]:
