@@ -139,8 +139,9 @@ def run_in_chunks(
     """x with f(x, *operands) in the groups of `mask`, `chunk` of them at a time.
 
     They are taken by ascending `key` [G]; every key inside the mask must be less than
-    every key outside. Groups of different `kind` [G], which must not fall with the
-    key, are not taken together. Every leaf of x and of the operands is led by groups.
+    every key outside. Groups of different `kind` [G] are not taken together; a larger
+    key must not have a smaller kind. Every leaf of x and of the operands is led by
+    groups.
     """
     groups = mask.shape[0]
     if isinstance(groups, int) and groups == 0:

@@ -8,6 +8,8 @@ reduced.py     the points: solve them, read the neurons off
 quadrature.py  many neurons as few weighted points
 on_grids.py    groups solved on grids, and their adjoint
 newton.py      Newton's method for all neurons, through a grid
+starts.py      where it begins
+linearised.py  what a step of it solves, and the adjoint
 ladder.py      which grid serves a group
 sizes.py       how many cells, nodes and neurons suit a platform
 grid.py        a grid, and the neurons on it

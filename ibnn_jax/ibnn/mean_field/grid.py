@@ -181,18 +181,15 @@ class Place:
 
     def read(self, *coefficients: Float[Array, "G nodes"]) -> tuple[Array, ...]:
         """The functions of these coefficients at the neurons."""
-        u, v = self.u, 1 - self.u
-        weights = (v * v * v, _middle(u), _middle(v), u * u * u)
-        return tuple(_sum(weights, self._taken(c)) * (1 / 6) for c in coefficients)
+        return tuple(self._value(self._taken(c)) for c in coefficients)
 
     def read_with_slope(
         self, coefficients: Float[Array, "G nodes"]
     ) -> tuple[Float[Array, "G n"], Float[Array, "G n"]]:
         """The function of these coefficients and its derivative at the neurons."""
         u, v, taken = self.u, 1 - self.u, self._taken(coefficients)
-        (value,) = self.read(coefficients)
         weights = (-v * v, u * (3 * u - 4), v * (4 - 3 * v), u * u)
-        return value, _sum(weights, taken) * (0.5 / self.grid.spacing)
+        return self._value(taken), _sum(weights, taken) * (0.5 / self.grid.spacing)
 
     def samples(
         self, coefficients: Float[Array, "G nodes"]
@@ -202,6 +199,12 @@ class Place:
         t = (np.arange(cells + 1) - cells / 2) * self.grid.spacing
         left, here, right = (coefficients[:, k : k + cells + 1] for k in range(3))
         return jnp.asarray(t, self.u.dtype)[None], (left + 4 * here + right) * (1 / 6)
+
+    def _value(self, taken):
+        """The function at the neurons, from its coefficients at their four nodes."""
+        u, v = self.u, 1 - self.u
+        weights = (v * v * v, _middle(u), _middle(v), u * u * u)
+        return _sum(weights, taken) * (1 / 6)
 
     def _taken(self, coefficients):
         """The coefficients at the four nodes of every neuron."""

@@ -5,8 +5,8 @@ and whose error, with the neurons at the worst places, is at most twice the tole
 (hardly any group is that unlucky) and leaves the steepest slope right. The groups are
 sorted by their grids and taken a few at a time, each few on the largest grid that one
 of them needs, but never on one that errs more. So a wide group makes only its few
-neighbours pay. Likewise a slow one:
-it is left to a second round, which gathers those that the first left undone.
+neighbours pay. Likewise a slow one: it is left to a second round, which gathers those
+that the first left undone.
 """
 
 from collections.abc import Callable
@@ -80,9 +80,9 @@ def run_on_grids(
 
 
 def _kinds(grids) -> list[int]:
-    """Each grid's kind: one that holds more and errs more than the last is the next.
+    """For each grid a number, one more than that of the grid before if it errs more.
 
-    In place of a grid any later one of its kind serves as well.
+    In place of a grid every later one of the same number will do.
     """
     kinds = [0]
     for last, grid in pairwise(grids):

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 
 from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
-from ibnn_jax.ibnn.mean_field import ladder, newton, starts
+from ibnn_jax.ibnn.mean_field import ladder, linearised, newton, starts
 from ibnn_jax.ibnn.mean_field.limits import half_ulp
 from ibnn_jax.ibnn.mean_field.reduced import (
     Attempt,
@@ -64,8 +64,7 @@ def attempt(
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         x, residual = y - q * before.bias, p * before.residual[:, None]
-        hopeless = effort.hopeless
-        x = starts.begin(grid, x, y, q, residual, before.slope, hopeless)
+        x = starts.begin(grid, x, y, q, residual, before.slope, effort.hopeless)
         solved = newton.solve(
             grid,
             y,
@@ -122,7 +121,7 @@ def adjoint(
     tol = tol if options.tol is None else options.tol
 
     def on_grid(grid, left, before, y, q, bias, slope, v):
-        response = newton.respond(
+        response = linearised.respond(
             grid,
             y - q * bias,
             q,
@@ -153,7 +152,7 @@ def bias_by_p(
     """dB/dp at the neurons in the groups of `mask`."""
 
     def on_grid(grid, _, y, q, p, bias):
-        return newton.moment(grid, y - q * bias) / p
+        return linearised.moment(grid, y - q * bias) / p
 
     y, q, _ = scaled(prepared.problem, prepared.span)
     operands = (y, q, prepared.problem.p, bias)

@@ -181,7 +181,8 @@ class Place:
         """(t from left to right, G there) for the coefficients of G, in every patch and
         in the gaps around it.
 
-        Into a gap tanh reaches like exp(-2 t); in its middle all of it are signs.
+        Beside a patch tanh of its neurons nears their sign like exp(-2 t), so of a gap
+        two places do.
         """
         dtype, n, none = bias.dtype, self.u.shape[1], (0, 0)
         u = np.linspace(-0.5, 0.5, SAMPLES)
@@ -189,11 +190,8 @@ class Place:
         values = jnp.matmul(bias, jnp.asarray(at_u, dtype), precision=HIGHEST)
         t = self.cell[..., None] + jnp.asarray(u + 0.5, dtype)
         # With one more patch at each end, infinitely far away
-        values, ends = (
-            jnp.pad(values, (none, (1, 1), none)),
-            (none, (-EMPTY, EMPTY), none),
-        )
-        t = jnp.pad(t, (none, (1, 1), none), constant_values=ends)
+        ends, places = (none, (1, 1), none), (none, (-EMPTY, EMPTY), none)
+        values, t = jnp.pad(values, ends), jnp.pad(t, ends, constant_values=places)
         left, right = t[:, :-1, -1:], t[:, 1:, :1]
         step = jnp.minimum((right - left) / 3, 1.5)
         signs = 1 - 2 * jnp.asarray(self.first, dtype)[..., None] / n

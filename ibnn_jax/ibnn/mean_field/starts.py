@@ -9,7 +9,8 @@ from jaxtyping import Float
 from ibnn_jax.ibnn.mean_field.grid import AnyGrid
 
 BLOCKS = 64  # into which `pooled` divides the neurons, at least
-# A slope s of x in y: a step of Jacobi's method takes errors that all share s - 1 times
+# A slope s of x in y that is too large for Jacobi's method: for lam > 0 a step turns an
+# error that neurons share into s - 1 times that
 STEEP = 1.5
 
 
@@ -34,8 +35,8 @@ def begin(
     """
     rough = ~(residual < hopeless)  # or NaN
     steep = slope.max(-1) > STEEP
-    how = jnp.where(2 * steep.mean() < 1, 1, 0)
-    how = jnp.where(rough.any(), 2, how)
+    gentle = 2 * steep.mean() < 1
+    how = jnp.where(rough.any(), 2, gentle.astype(jnp.int32))
 
     def anew(x):
         start = jnp.where(rough, pooled(y, q), x)
@@ -95,7 +96,7 @@ def _invert(t: Float[Array, "#G k"], bias: Float[Array, "G k"], y, q):
     groups, count = bias.shape
     row = count * jnp.arange(groups, dtype=jnp.int32)[:, None]
 
-    def take(values, index):
+    def take(values, index):  # docs/notes/xla.md#indices-on-the-flat-array
         index = (row + index).astype(jnp.uint32)
         return values.reshape(-1).at[index].get(mode="promise_in_bounds")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ibnn_jax as ib
-from ibnn_jax.ibnn.mean_field import ladder, newton, sizes, spline
+from ibnn_jax.ibnn.mean_field import ladder, linearised, sizes, spline
 from ibnn_jax.ibnn.mean_field.grid import Grid
 
 COUPLING = ib.Uniform((-1,))
@@ -62,9 +62,9 @@ def test_finer_grids_err_less():
 
 def test_biases_sum_to_nothing_and_all_alike_change_nothing(x):
     grid, q = Grid(256, 0.3), jnp.array([[-3.0], [0.5]])
-    bias, slope = newton.look(grid, x, q)
+    bias, slope = linearised.look(grid, x, q)
     assert float(jnp.abs(bias.sum(-1)).max()) < 1e-12
-    found = newton.respond(grid, x, q, slope, jnp.ones_like(x), tol=1e-3, most=20)
+    found = linearised.respond(grid, x, q, slope, jnp.ones_like(x), tol=1e-3, most=20)
     assert found.done.all() and float(jnp.abs(found.u - 1).max()) < 1e-12
 
 
