@@ -64,7 +64,8 @@ def attempt(
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         x, residual = y - q * before.bias, p * before.residual[:, None]
-        x = starts.begin(grid, x, y, q, residual, before.slope, effort.hopeless)
+        last, hopeless = grids[-1], effort.hopeless
+        x = starts.begin(grid, last, x, y, q, residual, before.slope, hopeless)
         solved = newton.solve(
             grid,
             y,

@@ -21,6 +21,7 @@ def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G
 
 def begin(
     grid: AnyGrid,
+    widest: AnyGrid,
     x: Float[Array, "G n"],
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
@@ -30,8 +31,9 @@ def begin(
 ) -> Float[Array, "G n"]:
     """A better x, from one of this residual and slope in y.
 
-    Anew where the residual is `hopeless` or more; else by a Jacobi step, if most groups
-    are not steep.
+    Anew where the residual is `hopeless` or more, which few groups need: on the widest
+    grid, so that it is compiled once. Else by a Jacobi step, if most groups are not
+    steep.
     """
     rough = ~(residual < hopeless)  # or NaN
     steep = slope.max(-1) > STEEP
@@ -40,7 +42,7 @@ def begin(
 
     def anew(x):
         start = jnp.where(rough, pooled(y, q), x)
-        rest = jax.lax.fori_loop(0, 2, lambda _, x: at_rest(grid, x, y, q), start)
+        rest = jax.lax.fori_loop(0, 2, lambda _, x: at_rest(widest, x, y, q), start)
         return jnp.where(rough, rest, x)
 
     def better(x):
