@@ -13,7 +13,7 @@ from ibnn_jax.core.iterate import Run, package, run
 from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem
-from ibnn_jax.ibnn.mean_field import newton, on_grids
+from ibnn_jax.ibnn.mean_field import ladder, newton, on_grids
 from ibnn_jax.ibnn.mean_field.limits import (
     half_ulp,
     limit_of,
@@ -136,9 +136,10 @@ class Forward:
         if not self.plan.pairs:
             # No other way is left. A strong lam multiplies what rounds in the sums of
             # so many neurons, and throws them off a grid on their way.
-            last = len(grids) - 1
-            index = jnp.where(strong(self.problem)[:, 0], last, index)
-            index = jnp.minimum(index, last)
+            roomiest = jnp.asarray(ladder.roomiest(grids), jnp.int32)
+            strongly = strong(self.problem)[:, 0]
+            index = jnp.minimum(index, len(grids) - 1)
+            index = jnp.where(strongly, roomiest[index], index)
         return index
 
     def _begin(self, attempt: Attempt) -> _State:

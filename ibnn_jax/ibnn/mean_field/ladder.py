@@ -44,6 +44,12 @@ def choose(
     return index[:, 0]
 
 
+def roomiest(grids) -> list[int]:
+    """For each grid the last one that errs no more."""
+    errors = [grid.error for grid in grids]
+    return [max(k for k, e in enumerate(errors) if e <= error) for error in errors]
+
+
 def run_in_rounds(
     mask: Bool[Array, "G"], index: Int[Array, "G"], grids, f: Callable, x, *operands
 ):

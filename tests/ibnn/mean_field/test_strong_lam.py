@@ -85,6 +85,22 @@ def test_outliers_under_a_strong_lam_outlast_a_rising_residual():
     assert ib.solve(y, -50.0, 100.0, ib.Uniform((-1,))).stats.converged.all()
 
 
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+def test_without_pairs_a_strong_lam_stays_on_a_grid_that_is_fine_enough(deviation):
+    rng = np.random.default_rng(0)
+    y, v = jnp.asarray(rng.normal(size=(2, 24, 784)), jnp.float32)
+    solver = ib.MeanField(pairwise_max_size=0)
+
+    def loss(y):
+        solution = ib.implicit_bias(
+            y, -20.0, 10.0, ib.Uniform((-1,)), solver=solver, return_solution=True
+        )
+        return (v * solution.value).sum(), solution.stats.converged
+
+    u, converged = jax.grad(loss, has_aux=True)(deviation * y)
+    assert converged.all() and jnp.isfinite(u).all()
+
+
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("deviation", [0.01, 3.0])
 def test_without_lam_the_layer_is_the_standard_one(deviation, offset):
