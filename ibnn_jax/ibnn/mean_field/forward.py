@@ -153,13 +153,15 @@ class Forward:
     def _finish(self, state: _State, points: Points, index) -> _State:
         """More points, grids, pairs: each in the groups that are not solved so far.
 
-        Groups that are too wide for their cells go to the grids at once.
+        Groups that are too wide for their cells go to the grids at once, without grids
+        those that would be too wide for more cells to the pairs.
         """
         attempt, served_by, solved = state.attempt, state.served_by, []
-        grids = self.plan.grids
-        more = _fine(attempt) if grids else jnp.ones_like(attempt.resolved)
-        for count, z in zip(self.plan.cells[1:], state.later):
-            attempt, z = self._retry(count, attempt, z, points, more)
+        grids, widths = self.plan.grids, attempt.widths
+        first, *later = self.plan.cells
+        for count, z in zip(later, state.later):
+            fit = (widths if grids else widths * (first / count)) < WIDTHS
+            attempt, z = self._retry(count, attempt, z, points, fit)
             solved.append(z)
             served_by += self._missed(attempt).astype(jnp.int32)
         if grids:
