@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from ibnn_jax.core.problem import AbstractProblem
 
 BLOCK = 1_000_000  # numbers of one array that a CPU treats together: they stay in cache
-FEW_CPU, FEW_OTHER = 150_000, 30_000_000  # likewise for matrices in `run_where`
+FEW_CPU, FEW_OTHER = 300_000, 30_000_000  # likewise for matrices in `run_where`
 
 F = TypeVar("F", bound=Callable)
 T = TypeVar("T")
