@@ -161,8 +161,9 @@ class Config:
     batch_size: int = option("training", 128,
         "images per step; the last batch of an epoch is filled up with images of that "
         "epoch", limit=AT_LEAST_1, compiled=True)
-    eval_batch_size: int = option("training", 500,
-        "images evaluated at once; does not change the results",
+    eval_batch_size: int | None = option("training", None,
+        "images evaluated at once; default: batch_size, which compiles fastest; "
+        "does not change the results",
         limit=AT_LEAST_1, changes_results=False, compiled=True)
     lipschitz_weight: float = option("training", 0.0,
         "weight in the loss of nemon of a bound on its Lipschitz constant",

@@ -21,12 +21,15 @@ def epoch_text(traced_for):
         shape = SHAPES[dataset]
         images = jax.ShapeDtypeStruct((256, *shape), jnp.uint8)
         labels = jax.ShapeDtypeStruct((256,), jnp.int32)
+        evaluated = images, labels, jax.ShapeDtypeStruct((256,), bool)
         pace = Pace(np.float32(0.01))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
         with traced_for(platform), jax.enable_x64(False):
             programs = program.EnsembleProgram(config.resolved(), shape, 10, True)
             state = jax.eval_shape(programs.init, keys)
-            traced = programs.epoch.trace(state, pace, keys, images, labels)
+            traced = programs.epoch.trace(
+                state, pace, keys, (images, labels), evaluated
+            )
             return traced.lower(lowering_platforms=(platform,)).as_text()
 
     return text

@@ -1,4 +1,4 @@
-"""Training an ensemble: warm-up, epochs, evaluation; plain arrays out, no files."""
+"""Training an ensemble: warm-up and epochs; plain arrays out, no files."""
 
 import dataclasses
 import time
@@ -160,10 +160,10 @@ class Training:
         pace = paces(self.config, self.config.epochs)
         for epoch in range(snapshot.epoch, self.config.epochs):
             start = time.perf_counter()
-            state, losses, correct = self.epoch(
+            state, losses, correct, found = self.epoch(
                 self.program, state, pace[epoch], self.order_keys, epoch
             )
-            metrics = self.evaluate(state, epoch)
+            metrics = self.metrics(found, epoch)
             metrics["train_loss"] = losses.mean(1)
             metrics["train_accuracy"] = correct / (losses.shape[1] * self.batch)
             arrays = sharding.get(state, self.config.seeds)
@@ -184,24 +184,28 @@ class Training:
         twin = program.init(self.init_keys)
         pace = paces(self.config, max(self.config.epochs, self.config.warmup_epochs))
         for epoch in range(self.config.warmup_epochs):
-            twin, _, _ = self.epoch(
+            twin, *_ = self.epoch(
                 program, twin, pace[epoch], self.warmup_keys, epoch, "warm-up epoch"
             )
         return self.program.adopt(state, twin)
 
     def epoch(self, program, state, pace, keys, epoch: int, stage: str = "epoch"):
-        """(state, losses [S, steps], correct [S]) after one epoch of this program."""
+        """(state, losses [S, steps], correct [S], what its evaluation found) after one
+        epoch of this program.
+        """
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, epoch)
-        self._say_if_new(program, f"{stage} {epoch + 1}")
-        state, losses, correct = program.epoch(state, pace, keys, *self.train_data)
+        if program not in self._called:
+            self._called.add(program)
+            self.observer.stage(f"compiling {stage} {epoch + 1}")
+        state, losses, correct, found = program.epoch(
+            state, pace, keys, self.train_data, self.eval_data
+        )
         losses, correct = self._wait(losses), self._wait(correct)
         self._check(losses, f"the training loss in {stage} {epoch + 1}", step=True)
-        return state, losses.astype(np.float64), correct
+        return state, losses.astype(np.float64), correct, found
 
-    def evaluate(self, state, epoch: int) -> dict[str, np.ndarray]:
-        """The metrics of `Snapshot.history` on test and validation images."""
-        self._say_if_new(self.program.evaluate, "the evaluation")
-        found = self.program.evaluate(state, *self.eval_data)
+    def metrics(self, found: dict, epoch: int) -> dict[str, np.ndarray]:
+        """Those of `Snapshot.history` on test and validation images."""
         found = {name: self._wait(value) for name, value in found.items()}
         counts = {"test": len(self.dataset.test_labels)}
         if self.dataset.has_validation:
@@ -220,11 +224,6 @@ class Training:
 
     def _on_devices(self, arrays):
         return sharding.put(arrays, self.mesh, spread=False)
-
-    def _say_if_new(self, function, what: str) -> None:
-        if function not in self._called:
-            self._called.add(function)
-            self.observer.stage(f"compiling {what}")
 
     def _wait(self, array) -> np.ndarray:
         """The array, in numpy; the observer is polled until it is ready."""

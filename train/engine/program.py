@@ -21,6 +21,7 @@ from train.engine.optimizer import build_optimizer
 
 Images = UInt8[Array, "N H W C"] | Float[Array, "N H W C"]
 Labels = Int[Array, " N"]
+Evaluated = tuple[Images, Labels, Bool[Array, " N"]]  # the last: of the test images
 Network = ibnn_jax.UCN | ibnn_jax.EquilibriumClassifier
 
 
@@ -56,7 +57,7 @@ def build(
 
 
 class EnsembleProgram:
-    """Networks of one structure: their start, an epoch of training, their evaluation.
+    """Networks of one structure: their start, epochs of training, their evaluation.
 
     The jitted functions take and return arrays with a leading axis of S seeds, and
     compile once per shape of their arguments:
@@ -64,9 +65,14 @@ class EnsembleProgram:
         init(keys [S]) -> State
         adopt(state, twin) -> state with the weights and statistics of the standard
             twin's state, and its own momentum
-        epoch(state, pace, keys [S], images, labels) -> state, losses [S, steps],
-            correct [S], out of steps * batch images
-        evaluate(state, images, labels, is_test [N]) -> dict, see `_evaluate`
+        epoch(state, pace, keys [S], (images, labels), evaluated) -> state, losses
+            [S, steps], correct [S], out of steps * batch images, and what `evaluate`
+            finds after it
+        evaluate(state, evaluated) -> dict, see `_evaluate`
+
+    The evaluated are (images, labels, is_test [N]). An epoch and its evaluation are one
+    program, because XLA compiles equal kernels of one program once, and a solver has
+    hundreds.
 
     The methods they are made of work on a single seed.
     """
@@ -90,7 +96,7 @@ class EnsembleProgram:
         self.init = self._compiled(self._init, (0,), **_unoptimised())
         self.adopt = self._compiled(self._adopt, (0, 0))
         self.epoch = self._compiled(self._epoch, (0, None, 0, None, None))
-        self.evaluate = self._compiled(self._evaluate, (0, None, None, None))
+        self.evaluate = self._compiled(self._evaluate, (0, None))
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -143,12 +149,13 @@ class EnsembleProgram:
         ibnn_jax.transfer(self._merge(twin.params, twin.rest, implicit=False), model)
         return State(*self._split(model), state.momentum)
 
-    def _epoch(self, state: State, pace: Pace, key: Array, images, labels):
-        """One epoch in the order that the key gives.
+    def _epoch(self, state: State, pace: Pace, key: Array, trained, evaluated):
+        """One epoch in the order that the key gives, and the evaluation after it.
 
         The last batch is filled up from the front of the order: every image is seen,
         and every batch has one shape.
         """
+        images, labels = trained
         size = len(labels)
         batch = min(self.config.batch_size, size)
         steps = -(-size // batch)
@@ -160,7 +167,7 @@ class EnsembleProgram:
 
         mine = self.data_axis.my_share(rows)
         state, (losses, correct) = jax.lax.scan(step, state, mine)
-        return state, losses, correct.sum()
+        return state, losses, correct.sum(), self._evaluate(state, evaluated)
 
     def _step(self, state: State, pace: Pace, images: Images, labels: Labels):
         """One update: x - rate * direction, then lam back into its bound."""
@@ -188,9 +195,7 @@ class EnsembleProgram:
         ibnn_jax.project(model)
         return State(*self._split(model), momentum), (value, correct)
 
-    def _evaluate(
-        self, state: State, images: Images, labels: Labels, is_test: Bool[Array, " N"]
-    ) -> dict[str, Array]:
+    def _evaluate(self, state: State, evaluated: Evaluated) -> dict[str, Array]:
         """Evaluate one network on test and validation images, all in one pass.
 
         Returns:
@@ -203,8 +208,9 @@ class EnsembleProgram:
             solver_steps_max, solver_residual_max, solver_converged [layers].
         """
         model = self.network(state.params, state.rest)
+        images, labels, is_test = evaluated
         size = len(labels)
-        batch = min(self.config.eval_batch_size, size)
+        batch = min(self.config.eval_batch_size or self.config.batch_size, size)
         count = -(-size // (batch * self.data_axis.parts))  # batches of each device
         everyone = jnp.arange(self.data_axis.parts * count * batch)
         rows = self.data_axis.my_share(everyone).reshape(count, batch)
