@@ -55,6 +55,7 @@ class Solved(NamedTuple):
     bias: Float[Array, "G n"]  # G(x)
     slope: Float[Array, "G n"]  # s
     residual: Float[Array, "G 1"]
+    more: Float[Array, "G 1"]  # of the residual, where neurons lie worse than most
     resolved: Bool[Array, "G 1"]  # the gradient is right: s, and what is off the grid
     steps: Int[Array, "G 1"]
     done: Bool[Array, "G 1"]  # more steps would not help
@@ -191,19 +192,27 @@ def _judged(
     crowd = jnp.maximum(*(mean_of(side.astype(y.dtype)) for side in (above, below)))
     crowd = jnp.abs(q) * jnp.maximum(crowd - 1 / y.shape[1], 0)
     # Only neurons near each other see the error, and q d says how many of them are.
-    # Half of it, as for two clumps at the worst places: equal neurons make none.
+    # Half of |q| counts, as for two clumps at the worst places: equal neurons make none.
+    # What one neuron beside a crowd sees, up to all of it, is told.
     flattest = state.slope.min(-1, keepdims=True)
     steepest = state.slope.max(-1, keepdims=True)
     felt = jnp.maximum(1 / flattest - 1, 1 - 1 / steepest)  # the largest |q d|
     near = jnp.minimum(jnp.abs(q) / 2, felt)
-    error = jnp.asarray(grid.error, y.dtype) * near
-    residual = state.residual + error + crowd
+    error = jnp.asarray(grid.error, y.dtype)
+    residual = state.residual + error * near + crowd
     # A share of d changes s by that share of |q| d s = |s - 1|.
     share = jnp.asarray(grid.slope_error, y.dtype) * (steepest - 1)
     resolved = sharp & (share <= SLOPE_ERROR) & (crowd <= BEYOND)
     done = ~state.active
     return Solved(
-        state.x, state.bias, state.slope, residual, resolved, state.steps, done
+        state.x,
+        state.bias,
+        state.slope,
+        residual,
+        error * (felt - near),
+        resolved,
+        state.steps,
+        done,
     )
 
 

@@ -83,7 +83,7 @@ def attempt(
             bias,
             solved.slope,
             (solved.residual / p)[:, 0],
-            before.lost,
+            (solved.more / p)[:, 0],
             solved.resolved[:, 0],
             jnp.zeros_like(before.widths),
             before.steps + solved.steps[:, 0],
@@ -93,7 +93,8 @@ def attempt(
     y, _, level = scaled(problem, span)
     operands = (y, level, problem.lam, problem.p, threshold)
     now = ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
-    return now._replace(lost=jnp.where(mask, _lost(now, span), now.lost))
+    lost = jnp.where(mask, now.lost + _lost(now, span), now.lost)
+    return now._replace(lost=lost)
 
 
 def _lost(attempt: Attempt, span: Span) -> Float[Array, "G"]:
