@@ -191,9 +191,9 @@ def _judged(
     above, below = state.x > reach, state.x < -reach
     crowd = jnp.maximum(*(mean_of(side.astype(y.dtype)) for side in (above, below)))
     crowd = jnp.abs(q) * jnp.maximum(crowd - 1 / y.shape[1], 0)
-    # Only neurons near each other see the error, and q d says how many of them are.
-    # Half of |q| counts, as for two clumps at the worst places: equal neurons make none.
-    # What one neuron beside a crowd sees, up to all of it, is told.
+    # Only neurons near each other see the error, and q d says how many of them are. At
+    # most half of |q| counts, as for two clumps at the worst places, because equal
+    # neurons make none. What one neuron beside a crowd sees, up to all of it, is told.
     flattest = state.slope.min(-1, keepdims=True)
     steepest = state.slope.max(-1, keepdims=True)
     felt = jnp.maximum(1 / flattest - 1, 1 - 1 / steepest)  # the largest |q d|

@@ -27,6 +27,8 @@ from ibnn_jax.ibnn.mean_field.limits import (
 # 1 / p that a cell may span in z for B and its derivatives to be resolved; on trained
 # activations attempts of a small enough residual have 3 at most
 WIDTHS = 4
+# The largest |(u (1 - u))^3 (u - 1/2)| over its slope at u = 1/2
+UNEVEN = 0.12
 # Least slope Y' that is believed past the uniqueness bound; below it is 1 - lam p
 FLAT = 1e-2
 
@@ -117,12 +119,13 @@ def solve_with_cells(
     )
     bias = place.interpolate(*points.bias())
     slope = 1 - problem.lam * place.interpolate(*points.bias(), slope=True)
-    residual = ran.residual + _error(problem, points, ran.residual)
+    slope_missed, steepest = _slope_missed(prepared, points)
+    residual = ran.residual + _error(problem, points, ran.residual, slope_missed)
     # Equal neurons see nothing of each other.
     residual = jnp.where(prepared.span.radius[:, 0] == 0, 0, residual)
     widths = _widths(problem, points)
     sharp = residual <= limit_of(problem, slope, prepared.span)
-    sharp &= _slope_error(prepared, points) <= SLOPE_ERROR
+    sharp &= slope_missed.max(-1) <= SLOPE_ERROR * steepest
     # Past the bound T jumps and no cells resolve it: more of them would not help.
     resolved = (_cells_resolve(problem, widths) & sharp) | ~problem.unique
     z = problem.y - problem.lam * bias
@@ -223,7 +226,10 @@ def strong(problem: IBNNProblem) -> Bool[Array, "G 1"]:
 
 
 def _error(
-    problem: IBNNProblem, points: Points, solved_to: Float[Array, "G"]
+    problem: IBNNProblem,
+    points: Points,
+    solved_to: Float[Array, "G"],
+    slope_missed: Float[Array, "G m"],
 ) -> Float[Array, "G"]:
     """The estimated residual of the neurons, beside that of the points, `solved_to`.
 
@@ -232,7 +238,8 @@ def _error(
     rounded = _rounded(points)
     of_quadrature = jnp.abs(problem.lam[:, 0]) * points.missed
     noise = solved_to + rounded
-    return of_quadrature + _interpolation_error(problem, points, noise) + rounded
+    of_interpolation = _interpolation_error(problem, points, noise, slope_missed)
+    return of_quadrature + of_interpolation + rounded
 
 
 def _rounded(points: Points) -> Float[Array, "G"]:
@@ -242,12 +249,17 @@ def _rounded(points: Points) -> Float[Array, "G"]:
 
 
 def _interpolation_error(
-    problem: IBNNProblem, points: Points, noise: Float[Array, "G"]
+    problem: IBNNProblem,
+    points: Points,
+    noise: Float[Array, "G"],
+    slope_missed: Float[Array, "G m"],
 ) -> Float[Array, "G"]:
     """The residual that interpolation leaves, from its error at the inner points.
 
     Interpolation errs by (u (1 - u))^3, so by up to eight times as much in the middle
     of a cell where the inner point is off it; an error within the noise says nothing.
+    Around a crowd in the middle it may err to both sides, by (u - 1/2) times that:
+    nothing there, but the slope shows it.
     An error e of one neuron leaves a residual of Y' e; an error that all neurons share
     leaves e. Near the bound Y' is small and both count. Where lam < 0, Y' e overrates a
     shared error, which makes up for the middle of the cells.
@@ -262,6 +274,9 @@ def _interpolation_error(
     gap = jnp.where(quadrature.occupied, gap + jnp.where(lam > 0, more, 0), 0)
     together = (quadrature.inside(quadrature.weights) * gap).sum(-1)
     shared = (jnp.maximum(lam, 0) * problem.p)[:, 0] * together
+    # Past the bound T jumps, and slopes say nothing.
+    uneven = jnp.where(problem.unique[:, None], UNEVEN * slope_missed, 0)
+    gap = jnp.maximum(gap, points.cells.width * uneven)
     return (gap * steepest).max(-1) + shared
 
 
@@ -272,9 +287,11 @@ def _inner_place(points: Points) -> Place:
     return Place(cell, points.quadrature.inner, points.cells)
 
 
-def _slope_error(prepared: Prepared, points: Points) -> Float[Array, "G"]:
-    """By how much of the steepest slope of T interpolation misses that at the inner
-    points.
+def _slope_missed(
+    prepared: Prepared, points: Points
+) -> tuple[Float[Array, "G m"], Float[Array, "G"]]:
+    """(by how much interpolation misses the slope of T at the inner points, the
+    steepest slope).
     """
     lam, p, quadrature = prepared.problem.lam, prepared.problem.p, points.quadrature
     # With the last point, which has no weight: GPU kernels want powers of two.
@@ -285,8 +302,7 @@ def _slope_error(prepared: Prepared, points: Points) -> Float[Array, "G"]:
     place = _inner_place(points)
     interpolated = 1 - lam * place.interpolate(*points.bias(), slope=True)
     missed = jnp.where(quadrature.occupied, jnp.abs(interpolated - slope), 0)
-    steepest = jnp.maximum(slope.max(-1), (1 / points.y1).max(-1))
-    return missed.max(-1) / steepest
+    return missed, jnp.maximum(slope.max(-1), (1 / points.y1).max(-1))
 
 
 def _widths(problem: IBNNProblem, points: Points) -> Float[Array, "G"]:

@@ -163,6 +163,16 @@ def test_the_residual_near_the_bound_where_most_neurons_lie_in_a_clump():
     assert (residual <= 1.6 * np.asarray(found.stats.residual) + 1e-7).all()
 
 
+def test_the_residual_in_a_wide_cell_around_a_crowd():
+    """There interpolation errs to both sides, and not at all in the middle."""
+    y = 0.01 * np.random.default_rng(2).standard_cauchy(size=(6, 600))
+    y[:, :4] = -68, 1.6, -2, 1
+    y = np.clip(y, -68, 7)
+    solution = ib.solve(jnp.asarray(y), -2.0, 1.0, ib.Uniform((-1,)))
+    worst = np.abs(true_residual(solution.value, y, -2.0, 1.0)).max(-1)
+    assert (worst <= 1.1 * solution.stats.residual).all()
+
+
 def test_a_large_group_that_misses_the_tolerance_is_reported():
     y = jnp.asarray(8 * np.random.default_rng(0).normal(size=(1, 400)))
     found = ib.solve(
