@@ -83,7 +83,8 @@ class Forward:
         # makes z small.
         z = problem.y - problem.lam * attempt.bias
         z = jnp.where(strong(problem), attempt.z, z)
-        # Rounding is judged by `resolves`; what is said of the residual includes it.
+        # What is told of the residual holds more than is judged: rounding, of which
+        # `resolves` is the judge, and what neurons see that lie worse than most.
         ran = Run(z, attempt.residual + attempt.lost, attempt.steps, None)
         threshold += attempt.lost
         # Equal neurons are returned as they are, others to half an epsilon.
