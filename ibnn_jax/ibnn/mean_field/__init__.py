@@ -4,7 +4,9 @@ solver.py      MeanField: its options, what it states
 plan.py        what is tried for groups of one size
 forward.py     the attempts: points, grids, pairs
 pullback.py    the adjoint
-reduced.py     the points: solve them, read the neurons off
+reduced.py     groups solved on points, and their adjoint
+points.py      what stands for a group's neurons, and its solution
+estimate.py    by how much an answer from points may be wrong
 quadrature.py  many neurons as few weighted points
 on_grids.py    groups solved on grids, and their adjoint
 newton.py      Newton's method for all neurons, through a grid

@@ -14,6 +14,7 @@ from ibnn_jax.core.solution import Solution
 from ibnn_jax.core.solver import SolveSettings
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import ladder, newton, on_grids
+from ibnn_jax.ibnn.mean_field.estimate import WIDTHS
 from ibnn_jax.ibnn.mean_field.limits import (
     half_ulp,
     limit_of,
@@ -21,15 +22,8 @@ from ibnn_jax.ibnn.mean_field.limits import (
     threshold_unrounded,
 )
 from ibnn_jax.ibnn.mean_field.plan import Plan
-from ibnn_jax.ibnn.mean_field.reduced import (
-    WIDTHS,
-    Attempt,
-    Points,
-    Prepared,
-    bias_of,
-    solve_with_cells,
-    strong,
-)
+from ibnn_jax.ibnn.mean_field.points import Points, Prepared, bias_of, strong
+from ibnn_jax.ibnn.mean_field.reduced import Attempt, solve_with_cells
 from ibnn_jax.solvers.newton import Newton
 
 # On pairs. Its inner solves are relative to the largest residual, an outlier's, beside
@@ -85,8 +79,8 @@ class Forward:
         z = jnp.where(strong(problem), attempt.z, z)
         # What is told of the residual holds more than is judged: rounding, of which
         # `resolves` is the judge, and what neurons see that lie worse than most.
-        ran = Run(z, attempt.residual + attempt.lost, attempt.steps, None)
-        threshold += attempt.lost
+        ran = Run(z, attempt.residual + attempt.extra, attempt.steps, None)
+        threshold += attempt.extra
         # Equal neurons are returned as they are, others to half an epsilon.
         largest = jnp.abs(self.prepared.span.centre) + self.prepared.span.radius
         apart = self.prepared.span.radius > 0
@@ -137,10 +131,9 @@ class Forward:
         if not self.plan.pairs:
             # No other way is left. A strong lam multiplies what rounds in the sums of
             # so many neurons, and throws them off a grid on their way.
-            roomiest = jnp.asarray(ladder.roomiest(grids), jnp.int32)
-            strongly = strong(self.problem)[:, 0]
             index = jnp.minimum(index, len(grids) - 1)
-            index = jnp.where(strongly, roomiest[index], index)
+            roomiest = ladder.roomiest(index, grids)
+            index = jnp.where(strong(self.problem)[:, 0], roomiest, index)
         return index
 
     def _begin(self, attempt: Attempt) -> _State:
@@ -154,15 +147,14 @@ class Forward:
     def _finish(self, state: _State, points: Points, index) -> _State:
         """More points, grids, pairs: each in the groups that are not solved so far.
 
-        Groups that are too wide for their cells go to the grids at once, without grids
-        those that would be too wide for more cells to the pairs.
+        More cells are not tried on groups that would be too wide for them. Where a grid
+        follows, which costs less, nor on those that are too wide for the first ones.
         """
         attempt, served_by, solved = state.attempt, state.served_by, []
-        grids, widths = self.plan.grids, attempt.widths
-        first, *later = self.plan.cells
+        grids, (first, *later) = self.plan.grids, self.plan.cells
         for count, z in zip(later, state.later):
-            fit = (widths if grids else widths * (first / count)) < WIDTHS
-            attempt, z = self._retry(count, attempt, z, points, fit)
+            narrow = _fine(state.attempt, 1 if grids else count / first)
+            attempt, z = self._retry(count, attempt, z, points, narrow)
             solved.append(z)
             served_by += self._missed(attempt).astype(jnp.int32)
         if grids:
@@ -229,12 +221,12 @@ class Forward:
             z=z,
             bias=bias_of(problem, problem.y - rounded, bias),
             residual=ran.residual,
-            lost=jnp.maximum(residual.max(-1) - ran.residual, 0),
+            extra=jnp.maximum(residual.max(-1) - ran.residual, 0),
             resolved=jnp.ones_like(attempt.resolved),
             steps=attempt.steps + ran.steps,
         )
 
 
-def _fine(attempt: Attempt) -> Bool[Array, "G"]:
-    """The groups that are not too wide for their cells."""
-    return attempt.widths < WIDTHS
+def _fine(attempt: Attempt, finer: float = 1) -> Bool[Array, "G"]:
+    """The groups that are not too wide for their cells, or for so many times more."""
+    return attempt.widths < finer * WIDTHS

@@ -134,6 +134,11 @@ class OneOf:
     number: Int[Array, ""]
 
     @property
+    def last(self) -> Grid | Patches:
+        """The grid that holds most."""
+        return self.grids[-1]
+
+    @property
     def reach(self) -> Float[Array, ""]:
         return self._of_each("reach")
 

@@ -44,10 +44,11 @@ def choose(
     return index[:, 0]
 
 
-def roomiest(grids) -> list[int]:
-    """For each grid the last one that errs no more."""
+def roomiest(index: Int[Array, "G"], grids) -> Int[Array, "G"]:
+    """The last of the grids that errs no more than this one."""
     errors = [grid.error for grid in grids]
-    return [max(k for k, e in enumerate(errors) if e <= error) for error in errors]
+    last = [max(k for k, e in enumerate(errors) if e <= error) for error in errors]
+    return jnp.asarray(last, jnp.int32)[index]
 
 
 def run_in_rounds(

@@ -55,7 +55,7 @@ class Solved(NamedTuple):
     bias: Float[Array, "G n"]  # G(x)
     slope: Float[Array, "G n"]  # s
     residual: Float[Array, "G 1"]
-    more: Float[Array, "G 1"]  # of the residual, where neurons lie worse than most
+    extra: Float[Array, "G 1"]  # of it, that a neuron beside a crowd may see
     resolved: Bool[Array, "G 1"]  # the gradient is right: s, and what is off the grid
     steps: Int[Array, "G 1"]
     done: Bool[Array, "G 1"]  # more steps would not help

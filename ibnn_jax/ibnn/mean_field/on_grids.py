@@ -8,12 +8,8 @@ from ibnn_jax.core.linear_solve import LinearSettings
 from ibnn_jax.ibnn.equation import IBNNProblem, Span
 from ibnn_jax.ibnn.mean_field import ladder, linearised, newton, starts
 from ibnn_jax.ibnn.mean_field.limits import half_ulp
-from ibnn_jax.ibnn.mean_field.reduced import (
-    Attempt,
-    Points,
-    Prepared,
-    bias_of,
-)
+from ibnn_jax.ibnn.mean_field.points import Points, Prepared, bias_of
+from ibnn_jax.ibnn.mean_field.reduced import Attempt
 
 # Of the adjoint's conjugate gradients, which a Jacobi step then improves; less in
 # groups of more neurons, among which the largest error is farther from the mean one
@@ -64,8 +60,9 @@ def attempt(
     def on_grid(grid, left, before, y, level, lam, p, threshold):
         at, q = IBNNProblem(y, lam, p, problem.op), lam * p
         x, residual = y - q * before.bias, p * before.residual[:, None]
-        last, hopeless = grids[-1], effort.hopeless
-        x = starts.begin(grid, last, x, y, q, residual, before.slope, hopeless)
+        x = starts.begin(
+            grid, x, y, q, residual, slope=before.slope, hopeless=effort.hopeless
+        )
         solved = newton.solve(
             grid,
             y,
@@ -83,7 +80,7 @@ def attempt(
             bias,
             solved.slope,
             (solved.residual / p)[:, 0],
-            (solved.more / p)[:, 0],
+            (solved.extra / p)[:, 0],
             solved.resolved[:, 0],
             jnp.zeros_like(before.widths),
             before.steps + solved.steps[:, 0],
@@ -93,11 +90,11 @@ def attempt(
     y, _, level = scaled(problem, span)
     operands = (y, level, problem.lam, problem.p, threshold)
     now = ladder.run_in_rounds(mask, index, grids, on_grid, before, *operands)
-    lost = jnp.where(mask, now.lost + _lost(now, span), now.lost)
-    return now._replace(lost=lost)
+    extra = jnp.where(mask, now.extra + _rounding(now, span), now.extra)
+    return now._replace(extra=extra)
 
 
-def _lost(attempt: Attempt, span: Span) -> Float[Array, "G"]:
+def _rounding(attempt: Attempt, span: Span) -> Float[Array, "G"]:
     """What rounding z adds to the residual.
 
     Of z itself, and of z and its neighbours' z, each times |q d| = |1 / s - 1|. For

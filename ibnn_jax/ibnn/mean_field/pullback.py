@@ -1,6 +1,7 @@
 """The adjoint of MeanField: on what met the tolerance: points, a grid, or pairs."""
 
 from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -10,15 +11,11 @@ from ibnn_jax.core.batching import run_where
 from ibnn_jax.core.linear_solve import LinearSettings, solve_adjoint
 from ibnn_jax.ibnn.equation import IBNNProblem
 from ibnn_jax.ibnn.mean_field import on_grids
+from ibnn_jax.ibnn.mean_field.estimate import WIDTHS
 from ibnn_jax.ibnn.mean_field.forward import Residuals
 from ibnn_jax.ibnn.mean_field.plan import Plan
-from ibnn_jax.ibnn.mean_field.reduced import (
-    WIDTHS,
-    Prepared,
-    bias_by_p,
-    rebuild_points,
-    reduced_adjoint,
-)
+from ibnn_jax.ibnn.mean_field.points import Prepared, rebuild_points
+from ibnn_jax.ibnn.mean_field.reduced import bias_by_p, reduced_adjoint
 
 # As WIDTHS, for dB / dp, whose kernel x sech^2 x turns faster
 WIDTHS_BY_P = 1

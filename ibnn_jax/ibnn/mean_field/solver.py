@@ -41,7 +41,7 @@ from ibnn_jax.ibnn.mean_field.plan import Plan
 from ibnn_jax.ibnn.mean_field.point_system import Arithmetic
 from ibnn_jax.ibnn.mean_field.pullback import Pullback
 from ibnn_jax.ibnn.mean_field.quadrature import Place
-from ibnn_jax.ibnn.mean_field.reduced import Prepared
+from ibnn_jax.ibnn.mean_field.points import Prepared
 from ibnn_jax.ibnn.mean_field.sizes import cells_for, grids_for
 from ibnn_jax.ibnn.pairwise import Operator, UniformOperator
 from ibnn_jax.ibnn.sigmas import tanh

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from ibnn_jax.ibnn.mean_field.grid import AnyGrid
+from ibnn_jax.ibnn.mean_field.grid import AnyGrid, OneOf
 
 BLOCKS = 64  # into which `pooled` divides the neurons, at least
 # A slope s of x in y that is too large for Jacobi's method: for lam > 0 a step turns an
@@ -20,18 +20,18 @@ def collapsed(y: Float[Array, "G n"], q: Float[Array, "G 1"]) -> Float[Array, "G
 
 
 def begin(
-    grid: AnyGrid,
-    widest: AnyGrid,
+    grid: OneOf,
     x: Float[Array, "G n"],
     y: Float[Array, "G n"],
     q: Float[Array, "G 1"],
     residual: Float[Array, "G 1"],
+    *,
     slope: Float[Array, "G n"],
     hopeless: float,
 ) -> Float[Array, "G n"]:
     """A better x, from one of this residual and slope in y.
 
-    Anew where the residual is `hopeless` or more, which few groups need: on the widest
+    Anew where the residual is `hopeless` or more, which few groups need: on the last
     grid, so that it is compiled once. Else by a Jacobi step, if most groups are not
     steep.
     """
@@ -42,7 +42,7 @@ def begin(
 
     def anew(x):
         start = jnp.where(rough, pooled(y, q), x)
-        rest = jax.lax.fori_loop(0, 2, lambda _, x: at_rest(widest, x, y, q), start)
+        rest = jax.lax.fori_loop(0, 2, lambda _, x: at_rest(grid.last, x, y, q), start)
         return jnp.where(rough, rest, x)
 
     def better(x):
